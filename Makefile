@@ -1,0 +1,49 @@
+# Two commands on a fresh machine: `make fit` trains the flagship, `make test` runs the test suite.
+#
+#   PYTHON=python3.12     the interpreter to make .venv with (3.10 or newer)
+#   VENV=.venv            where to
+#   TORCH='torch==2.13.0' what to hand to `pip install` for torch; by default lg chooses
+#   CONFIG=configs/...    what `make fit` trains
+
+PYTHON ?= python3
+VENV   ?= .venv
+TORCH  ?=
+CONFIG ?= configs/hybrid.yaml
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
+
+.PHONY: fit test check clean
+
+fit: $(VENV)/.lg
+	$(BIN)/lg fit --config $(CONFIG)
+
+test: $(VENV)/.lg-dev
+	$(BIN)/python -m pytest
+
+check: $(VENV)/.lg-dev
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+clean:
+	rm -rf $(VENV) build dist lg.egg-info .mypy_cache .pytest_cache .ruff_cache
+	find lg tests scripts -name __pycache__ -prune -exec rm -rf {} +
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || { \
+		echo "lg needs Python 3.10 or newer; \`$(PYTHON)\` is `$(PYTHON) --version 2>&1`." \
+		"Name another one: make PYTHON=python3.12" >&2; exit 2; }
+	$(PYTHON) -m venv $(VENV) || { rm -rf $(BIN); exit 2; }
+
+$(VENV)/.torch: scripts/install_torch.py | $(BIN)/python
+	$(BIN)/python scripts/install_torch.py $(TORCH)
+	@touch $@
+
+$(VENV)/.lg: pyproject.toml $(VENV)/.torch
+	$(PIP) install --editable .
+	@touch $@
+
+$(VENV)/.lg-dev: pyproject.toml $(VENV)/.torch
+	$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.lg

@@ -1,0 +1,5 @@
+"""Lets ``python -m lg`` stand for the ``lg`` command."""
+
+from lg.cli import entry
+
+entry()

@@ -1,0 +1,103 @@
+"""`attend` computes attention under a pattern: the only place where an implementation is chosen.
+
+>>> import torch
+>>> from lg.attention import Documents, Window, attend
+>>> q, k, v = torch.randn(1, 4, 100, 16), torch.randn(1, 2, 100, 16), torch.randn(1, 2, 100, 16)
+>>> attend(q, k, v, Window(8).tiles(Documents(100, (0, 60)))).shape
+torch.Size([1, 4, 100, 16])
+"""
+
+from __future__ import annotations
+
+import logging
+from functools import cache
+from typing import Protocol
+
+from torch import Tensor
+
+from lg.attention.impl import dense, flex, gather, sdpa
+from lg.attention.tiles import Tiles
+
+log = logging.getLogger(__name__)
+
+
+class Implementation(Protocol):
+    """A module of `lg.attention.impl`."""
+
+    def refusal(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
+        """Why it cannot compute this, or None if it can."""
+
+    def run(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
+        """Attention: [B, H, L, D]."""
+
+
+IMPLEMENTATIONS: dict[str, Implementation] = {"dense": dense, "gather": gather, "sdpa": sdpa, "flex": flex}
+
+# What `auto` tries on each kind of device, and why each would be taken there.
+_CHOICE = {
+    "cuda": {"sdpa": "everything before a query is seen", "flex": "FlexAttention skips the tiles that nobody sees"},
+    "cpu": {
+        "sdpa": "everything before a query is seen",
+        "gather": "it trains on a CPU, in time linear in what is seen",
+    },
+}
+
+
+def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto", scale: float | None = None) -> Tensor:
+    """Attention of ``q`` over ``k`` and ``v``, each query seeing what the tiles' pattern lets it see.
+
+    Args:
+        q: queries [B, H, L, D].
+        k: keys [B, G, L, D]; H is a multiple of G, and query head ``h`` reads KV head ``h // (H // G)``.
+        v: values [B, G, L, D].
+        tiles: a pattern on the documents of the sequence, from ``pattern.tiles(documents, num_kv_heads=G)``; it holds
+            for every row of the batch.
+        impl: "auto", or one of `IMPLEMENTATIONS` by name. A named one runs or raises; it never falls back.
+        scale: what scores are multiplied by; ``D ** -0.5`` by default.
+
+    Returns:
+        [B, H, L, D] in the type of ``q``. A query that sees nothing gives 0.
+
+    Raises:
+        ValueError: if shapes do not fit, or the named implementation cannot compute this; with the reason.
+    """
+    _check(q, k, v, tiles)
+    name = _chosen(q, k, v, tiles) if impl == "auto" else impl
+    if name not in IMPLEMENTATIONS:
+        raise ValueError(
+            f"attention implementation {impl!r} is unknown; allowed are auto, {', '.join(IMPLEMENTATIONS)} "
+            "(YAML: model.init_args.attention)"
+        )
+    refusal = IMPLEMENTATIONS[name].refusal(q, k, v, tiles)
+    if refusal:
+        raise ValueError(f"attention implementation {name!r} cannot compute this: {refusal}")
+    return IMPLEMENTATIONS[name].run(q, k, v, tiles, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _chosen(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str:
+    choice = _CHOICE.get(q.device.type, _CHOICE["cpu"])
+    for name, reason in choice.items():
+        if IMPLEMENTATIONS[name].refusal(q, k, v, tiles) is None:
+            _tell(name, str(tiles.pattern), q.device.type, reason)
+            return name
+    refusals = "; ".join(f"{name}: {IMPLEMENTATIONS[name].refusal(q, k, v, tiles)}" for name in choice)
+    raise ValueError(f"no attention implementation takes {tiles.pattern} on {q.device}: {refusals}")
+
+
+@cache
+def _tell(name: str, pattern: str, device: str, reason: str) -> None:
+    """Says a choice once."""
+    log.info("attention of %s on %s: %s, since %s", pattern, device, name, reason)
+
+
+def _check(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> None:
+    (batch, heads, length, width), heads_kv = q.shape, k.shape[1]
+    if k.shape != v.shape or k.shape != (batch, heads_kv, length, width) or heads % heads_kv:
+        raise ValueError(
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit: q must be [B, H, L, D] and "
+            "k and v [B, G, L, D] with H a multiple of G"
+        )
+    if tiles.documents.length != length:
+        raise ValueError(f"the tiles are of {tiles.documents.length} tokens, but q, k and v of {length}")
+    if tiles.heads not in (1, heads_kv):
+        raise ValueError(f"the tiles are of {tiles.heads} KV heads, but k and v have {heads_kv}")

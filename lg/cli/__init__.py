@@ -1,0 +1,114 @@
+"""The ``lg`` command: trains, validates and tests what a YAML file describes.
+
+``--help`` and ``--version`` answer before torch or Lightning is imported. A mistake of the
+user's is answered with one sentence and exit code 2; ``LG_TRACEBACK=1`` shows where it arose.
+"""
+
+from __future__ import annotations
+
+import dis
+import os
+import sys
+import traceback
+import warnings
+from typing import TYPE_CHECKING
+
+from lg import __version__
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+COMMANDS = {
+    "fit": "train a model",
+    "validate": "measure a checkpoint on the held-out documents",
+    "test": "measure a checkpoint on the test documents",
+}
+
+HELP = f"""usage: lg COMMAND [--config FILE ...] [--key=value ...]
+
+Trains hybrid decoders: language models whose layers see different parts of a long context.
+
+commands:
+{chr(10).join(f"  {name:<10} {what}" for name, what in COMMANDS.items())}
+
+  lg fit --config configs/hybrid.yaml                           the flagship, on this machine
+  lg fit --config configs/hybrid.yaml --trainer.max_steps=20    any key of the YAML is an option
+  lg fit --config configs/hybrid.yaml --print_config            the whole configuration, resolved
+  lg fit --help                                                 every option
+
+A YAML file may build on another (`base: base.yaml`). LG_TRACEBACK=1 shows where an error arose.
+"""
+
+
+def entry() -> None:
+    """The console script: ``main``, with the working directory importable."""
+    # Unlike `python -m`, a console script does not look for modules where it is run, and a user's
+    # own pattern is there.
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    sys.exit(main())
+
+
+def main(args: list[str] | None = None) -> int:
+    """Runs one command.
+
+    Args:
+        args: the words after ``lg``; by default those of the shell.
+
+    Returns:
+        The exit code: 0 on success, 2 when the user's input is refused, with one message on stderr.
+    """
+    args = sys.argv[1:] if args is None else args
+    command = args[0] if args else "--help"
+    if command in ("-h", "--help"):
+        print(HELP, end="")
+        return 0
+    if command == "--version":
+        print(f"lg {__version__}")
+        return 0
+    if command not in COMMANDS:
+        print(
+            f"lg: {command!r} is not a command; allowed: {', '.join(COMMANDS)} (see lg --help)",
+            file=sys.stderr,
+        )
+        return 2
+    return _run(args)
+
+
+def _run(args: list[str]) -> int:
+    # torch 2.13 deprecates what Lightning 2.6 calls at each batch: not a matter of the user's.
+    warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
+    # Lightning counts the cores and advises more workers; lg's rows are in memory.
+    warnings.filterwarnings("ignore", message=r"The .*dataloader.* does not have many workers")
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from lg.cli.commands import Refused, run
+
+    try:
+        run(args)
+    except SystemExit as stop:  # --help and --print_config end so
+        return stop.code if isinstance(stop.code, int) else 0
+    except (ValueError, ImportError, MisconfigurationException) as error:
+        ours = isinstance(error, (Refused, MisconfigurationException)) or _raised_in_lg(error.__traceback__)
+        if not ours:
+            raise
+        if os.environ.get("LG_TRACEBACK") == "1":
+            traceback.print_exc()
+        print(f"lg {args[0]}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _raised_in_lg(trace: TracebackType | None) -> bool:
+    """Whether a ``raise`` of lg's own ends the trace: then it speaks to the user.
+
+    What torch raises, or Python at ``int("x")``, is a fault of lg's.
+    """
+    if trace is None:
+        return False
+    while trace.tb_next:
+        trace = trace.tb_next
+    frame = trace.tb_frame
+    module = str(frame.f_globals.get("__name__"))
+    raised = frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
+    return module.split(".")[0] == "lg" and raised

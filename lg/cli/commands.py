@@ -1,0 +1,137 @@
+"""What a command does once the heavy imports are paid: lg's own LightningCLI."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch import LightningDataModule, Trainer
+from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+
+# The modules, for their classes: YAML may write a class by its bare name once it is imported.
+import lg.attention.schedule
+import lg.data
+import lg.monitor  # noqa: F401
+from lg.cli.complaint import explain
+from lg.cli.configuration import as_argument, gather
+from lg.cli.given import fill_names, overlay
+from lg.models.hybrid import HybridLM
+
+# Lightning advertises other packages of its makers among a run's messages.
+logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
+    lambda record: "Tip: For seamless cloud" not in record.getMessage()
+)
+
+ROOTS: Mapping[str, type] = {"model": HybridLM, "data": LightningDataModule, "trainer": Trainer}
+"""The class behind each section of the YAML."""
+
+
+class Refused(ValueError):
+    """What the user gave cannot be run; the message names key, value, and what is allowed."""
+
+
+def run(args: list[str]) -> None:
+    """Parses ``args``, builds what they describe, and runs the command they begin with.
+
+    Raises:
+        Refused: when the input is at fault.
+    """
+    # The same for every command: errors are raised, not printed; half-written options are not
+    # guessed at; LG_FIT__TRAINER__MAX_STEPS=20 and its like are defaults from the environment.
+    options = {
+        "exit_on_error": False,
+        "allow_abbrev": False,
+        "default_env": True,
+        "env_prefix": "LG",
+    }
+    try:
+        Command(
+            HybridLM,
+            LightningDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            seed_everything_default=0,
+            parser_kwargs={
+                "prog": "lg",
+                **options,
+                **{name: dict(options) for name in Command.subcommands()},
+            },
+            args=args,
+        )
+    except argparse.ArgumentError as error:
+        raise Refused(explain(error.message, {}, ROOTS)) from error
+
+
+class Command(LightningCLI):
+    """One run of ``lg fit``, ``lg validate`` or ``lg test``."""
+
+    @staticmethod
+    def subcommands() -> dict[str, set[str]]:
+        """The Trainer's methods that are commands, each with the parameters that are no options."""
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Merges the YAML files, then lets the parser read them and the options."""
+        assert isinstance(args, list)
+        command, *words = args
+        files, options = gather(words)
+        self.given = overlay(files, options)
+        if files:
+            options = ["--config", as_argument(files), *options]
+        try:
+            self.config = parser.parse_args([command, *options])
+        except argparse.ArgumentError as error:
+            raise Refused(explain(error.message, self.given, ROOTS)) from error
+        checkpoint = self.config[command].get("ckpt_path")
+        if checkpoint and checkpoint not in ("best", "last", "hpc") and not Path(checkpoint).exists():
+            raise Refused(f"ckpt_path: {str(checkpoint)!r} does not exist; a checkpoint or best is needed")
+
+    def instantiate_classes(self) -> None:
+        """Builds data, model and trainer; what a constructor refuses is the user's to change."""
+        try:
+            super().instantiate_classes()
+        except (ValueError, ImportError, OSError, MisconfigurationException) as error:
+            # The parser wraps what a constructor raises in its report on the union it stands in.
+            told: BaseException = error
+            while told.__cause__ and str(told).lstrip().startswith(("Does not validate", "Parser key", "Problem with")):
+                told = told.__cause__
+            raise Refused(fill_names(str(told), self.given)) from error
+
+    def after_fit(self) -> None:
+        """Says where the results are, and what to type next."""
+        if self.trainer.is_global_zero:
+            print(closing_words(self.trainer))
+
+
+def closing_words(trainer: Trainer) -> str:
+    """Where a finished run left its checkpoint and logs, and the commands that use them."""
+    saver = trainer.checkpoint_callback
+    checkpoint = str(getattr(saver, "best_model_path", "") or getattr(saver, "last_model_path", ""))
+    folder = Path(trainer.log_dir or trainer.default_root_dir)
+    config = folder / "config.yaml"
+    lines = []
+    if checkpoint:
+        lines.append(f"checkpoint  {_short(Path(checkpoint))}")
+    if trainer.logger and trainer.logger.save_dir:
+        lines += [f"logs        {_short(folder)}", "", "what to type next:"]
+        lines.append(f"  tensorboard --logdir {_word(Path(trainer.logger.save_dir))}")
+    if checkpoint and config.is_file():
+        again = f"--config {_word(config)} --ckpt_path {_word(Path(checkpoint))}"
+        lines.append(f"  lg validate {again}")
+        lines.append(f"  lg fit {again} --trainer.max_steps={2 * trainer.global_step}")
+    return "\n".join(["", *lines])
+
+
+def _short(path: Path) -> str:
+    """The path as seen from the working directory, where it lies below it."""
+    here = Path.cwd()
+    return str(path.relative_to(here)) if path.is_relative_to(here) else str(path)
+
+
+def _word(path: Path) -> str:
+    return shlex.quote(_short(path))

@@ -1,0 +1,133 @@
+"""From bytes of text to token ids and back: bytes as they are, or any ``tokenizer.json``."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import tokenizers
+
+Ids = npt.NDArray[np.integer[Any]]
+"""Token ids, shape [N], of any integer type."""
+
+
+class Tokenizer(ABC):
+    """Turns a document's bytes into token ids, without any id that the text does not hold."""
+
+    @property
+    @abstractmethod
+    def vocab_size(self) -> int:
+        """The number of ids: every id, ``end`` included, is below it."""
+
+    @property
+    @abstractmethod
+    def end(self) -> int:
+        """The id that packing puts after each document."""
+
+    @abstractmethod
+    def encode(self, text: bytes) -> Ids:
+        """The ids of a document, shape [N]; neither ``end`` nor any other mark is added."""
+
+    @abstractmethod
+    def decode(self, ids: Ids | Sequence[int]) -> bytes:
+        """The text of some ids: the inverse of ``encode`` as far as the vocabulary allows."""
+
+
+class Bytes(Tokenizer):
+    """256 ids, each the byte itself; NUL, which text does not contain, ends a document."""
+
+    @property
+    def vocab_size(self) -> int:
+        """256."""
+        return 256
+
+    @property
+    def end(self) -> int:
+        """0, the NUL byte."""
+        return 0
+
+    def encode(self, text: bytes) -> Ids:
+        """The bytes as uint8, shape [N]; a view that cannot be written to, not a copy."""
+        return np.frombuffer(text, dtype=np.uint8)
+
+    def decode(self, ids: Ids | Sequence[int]) -> bytes:
+        """The ids as bytes; exact."""
+        return np.asarray(ids, dtype=np.uint8).tobytes()
+
+
+class TokenizerFile(Tokenizer):
+    """Any tokenizer that Hugging Face's ``tokenizers`` library keeps as a ``tokenizer.json``.
+
+    The text is read as UTF-8, bytes that are not being replaced by U+FFFD. A special token that
+    is spelled out in a document is tokenized as ordinary text, so it cannot end that document.
+
+    Args:
+        path: the ``tokenizer.json``; ``~`` is understood.
+        end: the token that ends a document; by default the first of ``USUAL_ENDS`` that the
+            vocabulary has.
+
+    Raises:
+        ValueError: no such file, not a tokenizer, no such ``end``, or no ``tokenizers`` library.
+    """
+
+    USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<eos>")
+
+    def __init__(self, path: str, end: str | None = None) -> None:
+        self._tokenizer = _load(path)
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        self._vocab_size = max(vocabulary.values()) + 1  # ids may have gaps: not their number
+        candidates = self.USUAL_ENDS if end is None else (end,)
+        ends = [vocabulary[token] for token in candidates if token in vocabulary]
+        if not ends:
+            raise ValueError(
+                f"data.init_args.tokenizer.init_args.end: {end!r} is not allowed; {path!r} has no "
+                f"token {' or '.join(candidates)}, and a token of its vocabulary must end documents"
+            )
+        self._end = ends[0]
+
+    @property
+    def vocab_size(self) -> int:
+        """The highest id plus one, added tokens counted."""
+        return self._vocab_size
+
+    @property
+    def end(self) -> int:
+        """The id of the token that ends a document."""
+        return self._end
+
+    def encode(self, text: bytes) -> Ids:
+        """The ids as int32, shape [N]."""
+        encoding = self._tokenizer.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False)
+        return np.asarray(encoding.ids, dtype=np.int32)
+
+    def decode(self, ids: Ids | Sequence[int]) -> bytes:
+        """The text in UTF-8, special tokens spelled out."""
+        integers = np.asarray(ids).tolist()
+        return self._tokenizer.decode(integers, skip_special_tokens=False).encode()
+
+
+def _load(path: str) -> "tokenizers.Tokenizer":
+    key = "data.init_args.tokenizer"
+    try:
+        import tokenizers
+    except ModuleNotFoundError as error:
+        raise ValueError(
+            f"{key}: TokenizerFile needs the `tokenizers` library, which is not installed; "
+            "`pip install 'lg[hf]'` brings it, or use the tokenizer Bytes"
+        ) from error
+    file = Path(path).expanduser()
+    if not file.is_file():
+        raise ValueError(f"{key}.init_args.path: {path!r} is not a file; a tokenizer.json is needed")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    except Exception as error:  # the library raises nothing narrower
+        raise ValueError(f"{key}.init_args.path: {path!r} is not a tokenizer.json: {error}") from error
+    # A file may ask for what training must not have: padding, cutting, special tokens in the text.
+    tokenizer.no_padding()
+    tokenizer.no_truncation()
+    tokenizer.encode_special_tokens = True
+    return tokenizer

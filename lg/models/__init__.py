@@ -1,0 +1,1 @@
+"""Decoders built from plain modules, and the LightningModule that trains them."""

@@ -1,0 +1,131 @@
+"""One layer of a decoder: a mixer, which lets tokens see each other, and an MLP.
+
+A layer is three steps: `pre` (norm, projections, rotation), `mix` (the mixer's heart: attention) and `post` (output
+projection, MLP). So `pre` and `post` can be compiled and recomputed while `mix` is neither, and collectives of later
+parallelism stay between them.
+
+Shapes: N tokens, W model width, H query heads, G KV heads, D head width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from lg.attention import Documents, Pattern, Tiles, attend
+from lg.models.config import DecoderConfig
+from lg.models.layers import RMSNorm, SwiGLU
+from lg.models.rope import rotary_angles, rotate
+
+
+class Layout:
+    """What all layers share in one forward pass: documents, rotary angles, and each pattern's tiles.
+
+    Attributes:
+        documents: where documents lie in the N tokens.
+        angles: cosine and sine of each token's position in its document, float32 [N, D/2].
+    """
+
+    def __init__(self, documents: Documents, config: DecoderConfig, device: torch.device) -> None:
+        self.documents = documents
+        self.angles = rotary_angles(documents.positions.to(device), config.head_width, config.rope_theta)
+        self._num_kv_heads = config.num_kv_heads
+        self._tiles: dict[Pattern, Tiles] = {}
+
+    def tiles(self, pattern: Pattern) -> Tiles:
+        """The pattern on these documents: built by the first layer that asks, shared by the others."""
+        if pattern not in self._tiles:
+            self._tiles[pattern] = pattern.tiles(self.documents, self._num_kv_heads)
+        return self._tiles[pattern]
+
+
+class Mixer(nn.Module, ABC):
+    """How tokens of a layer see each other. Attention is one; a recurrent state would be another."""
+
+    @abstractmethod
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """From the normed stream [N, W] to what `mix` takes; part of `pre`."""
+
+    @abstractmethod
+    def mix(self, inputs: tuple[Tensor, ...], layout: Layout) -> Tensor:
+        """What each token gathers from those that it sees: [N, features]."""
+
+    @abstractmethod
+    def output(self, mixed: Tensor) -> Tensor:
+        """From `mix` back to the stream [N, W]; part of `post`."""
+
+
+class MixerSpec(Protocol):
+    """Anything besides a `Pattern` that a schedule may name: it builds the mixer of one layer."""
+
+    def build(self, config: DecoderConfig, layer: int) -> Mixer:
+        """The mixer of layer number ``layer``."""
+
+
+class Attention(Mixer):
+    """Attention under a pattern, with rotary positions and grouped KV heads."""
+
+    def __init__(self, config: DecoderConfig, pattern: Pattern, impl: str = "auto") -> None:
+        super().__init__()
+        self.pattern = pattern
+        self.impl = impl
+        self.head_width = config.head_width
+        width_q, width_kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+        self.q_proj = nn.Linear(config.width, width_q, bias=config.qkv_bias)
+        self.k_proj = nn.Linear(config.width, width_kv, bias=config.qkv_bias)
+        self.v_proj = nn.Linear(config.width, width_kv, bias=config.qkv_bias)
+        self.o_proj = nn.Linear(width_q, config.width, bias=False)
+        self.q_norm = RMSNorm(config.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(config.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """Rotated q [1, H, N, D] and k, and v [1, G, N, D]."""
+        q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.q_proj, self.k_proj, self.v_proj))
+        heads_first = (y.transpose(0, 1).unsqueeze(0) for y in (self.q_norm(q), self.k_norm(k), v))
+        q, k, v = heads_first
+        return rotate(q, cos, sin), rotate(k, cos, sin), v
+
+    def mix(self, inputs: tuple[Tensor, ...], layout: Layout) -> Tensor:
+        q, k, v = inputs
+        out = attend(q, k, v, layout.tiles(self.pattern), self.impl)
+        return out.squeeze(0).transpose(0, 1).flatten(1)
+
+    def output(self, mixed: Tensor) -> Tensor:
+        out: Tensor = self.o_proj(mixed)
+        return out
+
+    def extra_repr(self) -> str:
+        return f"{self.pattern}, impl={self.impl}"
+
+
+class Block(nn.Module):
+    """A pre-norm layer: ``x + mixer(norm(x))``, then ``x + mlp(norm(x))``."""
+
+    def __init__(self, config: DecoderConfig, mixer: Mixer) -> None:
+        super().__init__()
+        self.mixer_norm = RMSNorm(config.width, config.norm_eps)
+        self.mixer = mixer
+        self.mlp_norm = RMSNorm(config.width, config.norm_eps)
+        self.mlp = SwiGLU(config.width, config.ffn_width)
+
+    def pre(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
+        """Norm, projections, rotation."""
+        return self.mixer.project(self.mixer_norm(x), cos, sin)
+
+    def post(self, x: Tensor, mixed: Tensor) -> Tensor:
+        """Output projection and MLP, each added to the stream [N, W]."""
+        x = x + self.mixer.output(mixed)
+        out: Tensor = x + self.mlp(self.mlp_norm(x))
+        return out
+
+    def forward(self, x: Tensor, layout: Layout) -> Tensor:
+        """The stream [N, W] after this layer."""
+        return self.post(x, self.mixer.mix(self.pre(x, *layout.angles), layout))
+
+
+def build_mixer(spec: Pattern | MixerSpec, config: DecoderConfig, layer: int, impl: str) -> Mixer:
+    """The mixer that a schedule's entry stands for."""
+    return Attention(config, spec, impl) if isinstance(spec, Pattern) else spec.build(config, layer)

@@ -1,0 +1,268 @@
+"""HybridLM, the LightningModule: builds the schedule and the decoder from the configuration, and trains it.
+
+Subclass it to change a step; name the subclass in the YAML.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Mapping
+from functools import cached_property
+from typing import Any, TypedDict
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
+from torch import Tensor
+from torchmetrics import MeanMetric
+
+from lg.attention import Documents, Pattern
+from lg.attention.attend import IMPLEMENTATIONS
+from lg.attention.schedule import Schedule, layers, written
+from lg.models.block import MixerSpec
+from lg.models.checkpoint import from_plain, load, plain, stamp
+from lg.models.decoder import Decoder
+from lg.models.learning_rate import Cosine, LRSchedule
+from lg.models.loss import IGNORED
+from lg.models.presets import preset as preset_config
+from lg.models.wrap import wrap
+
+log = logging.getLogger(__name__)
+
+
+class Batch(TypedDict):
+    """What a data module hands over: B rows of L tokens that are one packed sequence of B * L.
+
+    ``document_starts`` stays on the host, since tile tables are built there.
+    """
+
+    tokens: Tensor
+    targets: Tensor
+    document_starts: list[int]
+
+
+class HybridLM(pl.LightningModule):
+    """A decoder language model whose layers see different parts of the context.
+
+    Args:
+        patterns: what a layer may see, by the name that the schedule uses.
+        schedule: the name of each layer's pattern, as in "10*local, 12*full, 10*local", or a builder.
+        preset: the decoder's shape, by name (`lg.models.presets`).
+        decoder: fields of `DecoderConfig` that differ from the preset.
+        attention: "auto", or the name of one implementation, which then runs or raises.
+        learning_rate: the peak of AdamW's learning rate.
+        lr_schedule: how it runs over the steps; a cosine after 100 steps of warm-up by default.
+        weight_decay: of matrices; norms, biases and embeddings have none.
+        betas: AdamW's.
+        checkpoint_activations: recompute each block's halves in the backward pass, attention excepted.
+        compile: compile each block's halves with ``torch.compile``.
+
+    Raises:
+        ValueError: naming the value, what is allowed and the YAML key.
+    """
+
+    def __init__(
+        self,
+        patterns: dict[str, Pattern],
+        schedule: Schedule | str,
+        preset: str = "tiny",
+        decoder: dict[str, int | float | bool] | None = None,
+        attention: str = "auto",
+        learning_rate: float = 3e-4,
+        lr_schedule: LRSchedule | None = None,
+        weight_decay: float = 0.1,
+        betas: tuple[float, float] = (0.9, 0.95),
+        checkpoint_activations: bool = False,
+        compile: bool = False,
+    ) -> None:
+        super().__init__()
+        if attention not in ("auto", *IMPLEMENTATIONS):
+            raise ValueError(
+                f"model.init_args.attention: {attention!r} is unknown; allowed are auto, {', '.join(IMPLEMENTATIONS)}"
+            )
+        if not learning_rate > 0:
+            raise ValueError(f"model.init_args.learning_rate: {learning_rate} is not allowed; it must be above 0")
+        self.config = plain(
+            patterns=patterns,
+            schedule=schedule,
+            preset=preset,
+            decoder=decoder or {},
+            attention=attention,
+            learning_rate=learning_rate,
+            lr_schedule=lr_schedule,
+            weight_decay=weight_decay,
+            betas=betas,
+            checkpoint_activations=checkpoint_activations,
+            compile=compile,
+        )
+        self.decoder_config = preset_config(preset, **(decoder or {}))
+        self.patterns: Mapping[str, Pattern | MixerSpec] = patterns
+        self.schedule = layers(schedule, self.decoder_config.num_layers, list(patterns))
+        self.attention = attention
+        self.learning_rate = learning_rate
+        self.lr_schedule = lr_schedule or Cosine()
+        self.weight_decay = weight_decay
+        self.betas = betas
+        self.checkpoint_activations = checkpoint_activations
+        self.compile_blocks = compile
+        self.decoder: Decoder | None = None
+        self.val_loss = MeanMetric()
+        self._checked_length = 0
+
+    # Building
+
+    def configure_model(self) -> None:
+        """Builds the decoder, once, on the device and in the type that the trainer asks for."""
+        if self.decoder is not None:
+            return
+        self.decoder = Decoder(self.decoder_config, [self.patterns[name] for name in self.schedule], self.attention)
+        wrap(self.decoder, self.checkpoint_activations, self.compile_blocks)
+        log.info("schedule: %s", written(self.schedule))
+
+    @property
+    def model(self) -> Decoder:
+        """The decoder, which the trainer (or `configure_model`) has built."""
+        if self.decoder is None:
+            self.configure_model()
+        assert self.decoder is not None
+        return self.decoder
+
+    def setup(self, stage: str) -> None:
+        """Refuses a tokenizer that has more tokens than the model has embeddings."""
+        vocab_size = getattr(getattr(self.trainer, "datamodule", None), "vocab_size", 0)
+        if vocab_size > self.decoder_config.vocab_size:
+            raise ValueError(
+                f"model.init_args.decoder.vocab_size: {self.decoder_config.vocab_size} is not allowed; the tokenizer "
+                f"has {vocab_size} tokens, so it must be at least that (data.init_args.tokenizer)"
+            )
+
+    def forward(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
+        """Logits [B, L, V] of the token after each of tokens [B, L]; each row is one document unless told otherwise."""
+        batch, length = tokens.shape
+        rows = documents or Documents(batch * length, range(0, batch * length, length))
+        return self.model.logits(tokens, rows)
+
+    # Training
+
+    def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Summed loss in nats, and the number of targets that it sums over."""
+        tokens, targets = batch["tokens"], batch["targets"]
+        self._refuse_leaks(tokens.shape[1])
+        loss = self.model.loss(tokens, targets, Documents(tokens.numel(), batch["document_starts"]))
+        return loss, (targets != IGNORED).sum()
+
+    def _refuse_leaks(self, length: int) -> None:
+        """Next-token training is void under a pattern that shows a query the keys behind it."""
+        if length <= self._checked_length:
+            return
+        for name, pattern in self.patterns.items():
+            if isinstance(pattern, Pattern) and pattern.sees_later(length, self.decoder_config.num_kv_heads):
+                raise ValueError(
+                    f"model.init_args.patterns.{name}: {pattern} lets a query see later keys, so the next token would "
+                    "leak into its own prediction; write `& Causal()` into it, or k <= q into its predicate"
+                )
+        self._checked_length = length
+
+    def on_train_start(self) -> None:
+        """Starts counting the first step."""
+        self._step_loss = torch.zeros((), device=self.device)
+        self._step_targets = torch.zeros((), device=self.device)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Returns the summed loss of one micro-batch; `on_before_optimizer_step` divides the gradients."""
+        loss, num_targets = self._loss(batch)
+        self._step_loss += loss.detach()
+        self._step_targets += num_targets
+        # Lightning divides by the number of micro-batches; gradients here are of the plain sum.
+        return loss * self.trainer.accumulate_grad_batches
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Turns gradients of the sum into gradients of the mean over the whole step's targets, over all ranks."""
+        reduce = self.trainer.strategy.reduce
+        targets = reduce(self._step_targets, reduce_op="sum")
+        loss = reduce(self._step_loss, reduce_op="sum") / targets
+        # Data parallelism averages gradients over ranks where the sum is wanted.
+        factor = self.trainer.world_size / targets.clamp(min=1)
+        for parameter in self.parameters():
+            if parameter.grad is not None:
+                parameter.grad.mul_(factor)
+        self.log("train/loss_nats", loss, prog_bar=True)
+        if self._bytes_per_token:
+            self.log("train/bits_per_byte", loss / (math.log(2) * self._bytes_per_token))
+        self._step_loss.zero_()
+        self._step_targets.zero_()
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: torch.optim.Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clips as the trainer says, and logs the norm before clipping."""
+        parameters = [p for p in self.parameters() if p.grad is not None]
+        by_norm = gradient_clip_algorithm in (None, "norm")
+        most = gradient_clip_val if gradient_clip_val is not None and by_norm else math.inf
+        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(parameters, most))
+        if gradient_clip_val is not None and not by_norm:
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+
+    def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
+        """AdamW, fused where torch can, with the learning rate's schedule stepped at every step."""
+        decayed = {id(m.weight) for m in self.model.modules() if isinstance(m, torch.nn.Linear)}
+        if not self.decoder_config.tied_embeddings:
+            decayed.add(id(self.model.head.weight))
+        groups = [
+            {"params": [p for p in self.parameters() if (id(p) in decayed) == decays], "weight_decay": decay}
+            for decays, decay in ((True, self.weight_decay), (False, 0.0))
+        ]
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=True)
+        num_steps = int(self.trainer.estimated_stepping_batches)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, num_steps))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    # Evaluation
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Adds a batch of held-out targets to the mean."""
+        loss, num_targets = self._loss(batch)
+        self.val_loss.update(loss / num_targets.clamp(min=1), num_targets)
+
+    def on_validation_epoch_end(self) -> None:
+        """Logs the mean over all held-out targets."""
+        loss = self.val_loss.compute()
+        self.val_loss.reset()
+        self.log("val/loss_nats", loss)
+        if self._bytes_per_token:
+            self.log("val/bits_per_byte", loss / (math.log(2) * self._bytes_per_token), prog_bar=True)
+
+    @cached_property
+    def _bytes_per_token(self) -> float:
+        """What turns nats per token into bits per byte; 0 if the data module does not say."""
+        return float(getattr(getattr(self.trainer, "datamodule", None), "bytes_per_token", 0.0))
+
+    # Checkpoints
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Adds the configuration and the format's version, as plain data."""
+        stamp(checkpoint, self.config)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuses a checkpoint that this version does not understand."""
+        saved = load(checkpoint)
+        changed = sorted(key for key in saved if saved[key] != self.config.get(key))
+        if changed:
+            log.warning("the checkpoint was trained with other values of model.init_args: %s", ", ".join(changed))
+
+    @classmethod
+    def from_checkpoint(cls, path: str) -> HybridLM:
+        """A model as it was trained, from a file of Lightning's: configuration, weights, nothing else needed.
+
+        Raises:
+            ValueError: if the file is not a checkpoint of lg's, or of a later format.
+        """
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        module = cls(**from_plain(load(checkpoint)))
+        module.configure_model()
+        module.load_state_dict(checkpoint["state_dict"])
+        return module

@@ -1,0 +1,141 @@
+"""Every implementation equals the float64 oracle, and a named one runs or says why it does not."""
+
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+import torch
+from examples import COMPOSED, PATTERNS
+
+from lg.attention import Causal, Documents, Pattern, SinkWindow, Strided, Window, attend
+from lg.attention.attend import IMPLEMENTATIONS
+
+LAYOUTS = [Documents(1), Documents(63, (0, 10)), Documents(100), Documents(1000, (0, 100, 101, 700))]
+
+
+def inputs(length: int, heads: int = 4, heads_kv: int = 2, width: int = 16, batch: int = 2, **kind: Any) -> Any:
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(batch, h, length, width) for h in (heads, heads_kv, heads_kv)]
+    kind = {"dtype": torch.float64, **kind}
+    return [torch.randn(s, generator=generator, **kind).requires_grad_() for s in shapes]
+
+
+def with_gradients(impl: str, q: Any, k: Any, v: Any, tiles: Any) -> list[torch.Tensor]:
+    out = attend(q, k, v, tiles, impl)
+    weight = torch.randn(out.shape, generator=torch.Generator().manual_seed(7), dtype=out.dtype)
+    return [out.detach(), *torch.autograd.grad(out, (q, k, v), weight)]
+
+
+@pytest.mark.parametrize("documents", LAYOUTS, ids=str)
+@pytest.mark.parametrize("pattern", PATTERNS + COMPOSED, ids=str)
+def test_implementations_equal_the_oracle_in_float64(pattern: Pattern, documents: Documents) -> None:
+    tiles = pattern.tiles(documents, 2)
+    qkv = inputs(documents.length)
+    oracle = with_gradients("dense", *qkv, tiles)
+    checked = 0
+    for name, implementation in IMPLEMENTATIONS.items():
+        if implementation.refusal(*qkv, tiles) is None:
+            for got, want in zip(with_gradients(name, *qkv, tiles), oracle, strict=True):
+                torch.testing.assert_close(got, want, rtol=0, atol=1e-11)
+            checked += 1
+    assert checked >= 2
+
+
+@pytest.mark.parametrize("pattern", [Causal(), SinkWindow(window=100, sinks=7), Strided(64, 2, 4)], ids=str)
+def test_float32_is_within_twice_the_error_of_float32_dense(pattern: Pattern) -> None:
+    documents = Documents(1000, (0, 300))
+    tiles = pattern.tiles(documents, 2)
+    exact = inputs(1000)
+    single = [x.detach().float().requires_grad_() for x in exact]
+    oracle = with_gradients("dense", *exact, tiles)
+    budget = [float((a - b).abs().max()) for a, b in zip(with_gradients("dense", *single, tiles), oracle, strict=True)]
+    for got, want, most in zip(with_gradients("auto", *single, tiles), oracle, budget, strict=True):
+        assert float((got - want).abs().max()) <= 2 * most + 1e-7
+
+
+def test_the_oracle_is_plain_attention() -> None:
+    q, k, v = inputs(50)
+    seen = torch.ones(50, 50, dtype=torch.bool).tril() & ~torch.ones(50, 50, dtype=torch.bool).tril(-8)
+    want = torch.nn.functional.scaled_dot_product_attention(
+        q, k.repeat_interleave(2, 1), v.repeat_interleave(2, 1), attn_mask=seen
+    )
+    torch.testing.assert_close(attend(q, k, v, Window(8).tiles(Documents(50)), "dense"), want, rtol=0, atol=1e-12)
+
+
+@dataclass(frozen=True)
+class Blind(Pattern):
+    """Queries before ``first`` see nothing."""
+
+    first: int
+
+    def sees(self, q: Any, k: Any, h: Any) -> Any:
+        return (k <= q) & (q >= self.first)
+
+
+@pytest.mark.parametrize("impl", ["dense", "gather"])
+@pytest.mark.parametrize("first", [1, 70, 1000])
+def test_queries_that_see_nothing_give_zero_and_no_nan(impl: str, first: int) -> None:
+    out, *gradients = with_gradients(impl, *inputs(100), Blind(first).tiles(Documents(100), 2))
+    assert torch.equal(out[:, :, :first], torch.zeros_like(out[:, :, :first]))
+    assert all(torch.isfinite(x).all() for x in (out, *gradients))
+    if first < 100:
+        assert bool((out[:, :, first:] != 0).any())
+
+
+@pytest.mark.parametrize("impl", ["dense", "gather", "sdpa"])
+def test_what_lies_in_another_document_has_no_influence_even_if_it_is_infinite(impl: str) -> None:
+    documents = Documents(200, (0, 90))
+    q, k, v = (x.detach() for x in inputs(200))
+    clean = attend(q, k, v, Causal().tiles(documents), impl)
+    k[:, :, :90], v[:, :, :90] = 1e30, 1e30
+    dirty = attend(q, k, v, Causal().tiles(documents), impl)
+    assert torch.equal(clean[:, :, 90:], dirty[:, :, 90:])
+
+
+def test_scale_is_what_scores_are_multiplied_by() -> None:
+    q, k, v = inputs(80)
+    tiles = Window(9).tiles(Documents(80))
+    for impl in ("dense", "gather"):
+        torch.testing.assert_close(attend(q, k, v, tiles, impl, scale=0.5), attend(q * 2, k, v, tiles, impl))
+
+
+def test_a_named_implementation_never_falls_back() -> None:
+    q, k, v = inputs(100, dtype=torch.float32)
+    with pytest.raises(ValueError, match=r"'sdpa' cannot compute this: .*full causal .* Window\(window=8\)"):
+        attend(q, k, v, Window(8).tiles(Documents(100)), "sdpa")
+    with pytest.raises(ValueError, match=r"'flex' cannot compute this: .*no backward pass on a CPU"):
+        attend(q, k, v, Window(8).tiles(Documents(100)), "flex")
+    with pytest.raises(ValueError, match=r"'flash9' is unknown; allowed are auto, dense, .*model.init_args.attention"):
+        attend(q, k, v, Window(8).tiles(Documents(100)), "flash9")
+
+
+def test_auto_says_once_what_it_took_and_why(caplog: pytest.LogCaptureFixture) -> None:
+    q, k, v = inputs(100)
+    with caplog.at_level(logging.INFO, "lg.attention.attend"):
+        for _ in range(3):
+            attend(q, k, v, Window(77).tiles(Documents(100)))
+    told = [r.message for r in caplog.records if "Window(window=77)" in r.message]
+    assert told == [
+        "attention of Window(window=77) on cpu: gather, since it trains on a CPU, in time linear in what is seen"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("shapes", "says"),
+    [
+        (((1, 3, 10, 4), (1, 2, 10, 4), (1, 2, 10, 4)), "H a multiple of G"),
+        (((1, 2, 10, 4), (1, 2, 9, 4), (1, 2, 9, 4)), "do not fit"),
+        (((1, 2, 10, 4), (1, 2, 10, 4), (1, 1, 10, 4)), "do not fit"),
+        (((1, 2, 8, 4), (1, 2, 8, 4), (1, 2, 8, 4)), "the tiles are of 10 tokens"),
+    ],
+)
+def test_shapes_that_do_not_fit_are_refused(shapes: Any, says: str) -> None:
+    with pytest.raises(ValueError, match=says):
+        attend(*(torch.zeros(s) for s in shapes), Causal().tiles(Documents(10)))
+
+
+def test_tiles_of_other_heads_are_refused() -> None:
+    q, k, v = inputs(100)
+    with pytest.raises(ValueError, match="the tiles are of 3 KV heads, but k and v have 2"):
+        attend(q, k, v, Strided().tiles(Documents(100), 3))

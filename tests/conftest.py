@@ -1,0 +1,29 @@
+"""What every test shares: one thread, and GPU tests only where a GPU is."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+# Lightning's log keeps the stderr that it finds when first imported: not that of a single test.
+import lightning.pytorch  # noqa: F401
+import pytest
+import torch
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    # Tensors are small here: threads cost more than they bring.
+    torch.set_num_threads(1)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The repository."""
+    return Path(__file__).parents[1]
