@@ -18,26 +18,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from board import scalars
+
 HERE = Path(__file__).parent
 WARM_UP = 20
 LG_CASES = {
     "lg full": ["--model.schedule=16*full"],
     "lg hybrid, 6 of 16 layers full": [],
-    "lg sparse only": ["--model.schedule=16*local"],
-    "lg hybrid, FlexAttention everywhere": ["--model.attention=flex"],
+    "lg hybrid, FlexAttention in every layer": ["--model.attention=flex"],
     "lg hybrid, packed documents": ["--data.document_mask=true"],
-    "lg hybrid, bf16-mixed": ["--trainer.precision=bf16-mixed"],
 }
-
-
-def scalars(log_dir: Path) -> dict[str, list[tuple[int, float]]]:
-    """Every scalar of the only run in a TensorBoard folder."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = next(log_dir.rglob("events.out.tfevents.*"))
-    board = EventAccumulator(str(events.parent), size_guidance={"scalars": 0})
-    board.Reload()
-    return {tag: [(e.step, e.value) for e in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
 
 
 def run_lg(name: str, options: list[str]) -> dict[str, Any]:

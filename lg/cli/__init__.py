@@ -1,4 +1,4 @@
-"""The ``lg`` command: trains, validates and tests what a YAML file describes.
+"""The ``lg`` command: trains and validates what a YAML file describes.
 
 ``--help`` and ``--version`` answer before torch or Lightning is imported. A mistake of the
 user's is answered with one sentence and exit code 2; ``LG_TRACEBACK=1`` shows where it arose.
@@ -6,7 +6,6 @@ user's is answered with one sentence and exit code 2; ``LG_TRACEBACK=1`` shows w
 
 from __future__ import annotations
 
-import dis
 import os
 import sys
 import traceback
@@ -21,7 +20,6 @@ if TYPE_CHECKING:
 COMMANDS = {
     "fit": "train a model",
     "validate": "measure a checkpoint on the held-out documents",
-    "test": "measure a checkpoint on the test documents",
 }
 
 HELP = f"""usage: lg COMMAND [--config FILE ...] [--key=value ...]
@@ -100,15 +98,9 @@ def _run(args: list[str]) -> int:
 
 
 def _raised_in_lg(trace: TracebackType | None) -> bool:
-    """Whether a ``raise`` of lg's own ends the trace: then it speaks to the user.
-
-    What torch raises, or Python at ``int("x")``, is a fault of lg's.
-    """
+    """Whether lg's own code raised it: then it speaks to the user. What torch raises is a fault of lg's."""
     if trace is None:
         return False
     while trace.tb_next:
         trace = trace.tb_next
-    frame = trace.tb_frame
-    module = str(frame.f_globals.get("__name__"))
-    raised = frame.f_code.co_code[trace.tb_lasti] == dis.opmap["RAISE_VARARGS"]
-    return module.split(".")[0] == "lg" and raised
+    return str(trace.tb_frame.f_globals.get("__name__")).split(".")[0] == "lg"

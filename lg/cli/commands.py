@@ -16,6 +16,7 @@ from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCL
 import lg.attention.schedule
 import lg.data
 import lg.monitor  # noqa: F401
+from lg.cli import COMMANDS
 from lg.cli.complaint import explain
 from lg.cli.configuration import as_argument, gather
 from lg.cli.given import fill_names, overlay
@@ -25,6 +26,12 @@ from lg.models.hybrid import HybridLM
 logging.getLogger("lightning.pytorch.utilities.rank_zero").addFilter(
     lambda record: "Tip: For seamless cloud" not in record.getMessage()
 )
+
+# What lg decides on its own, it says: which implementation computes attention, what packing dropped.
+_told = logging.StreamHandler()
+_told.setFormatter(logging.Formatter("%(message)s"))
+logging.getLogger("lg").addHandler(_told)
+logging.getLogger("lg").setLevel(logging.INFO)
 
 ROOTS: Mapping[str, type] = {"model": HybridLM, "data": LightningDataModule, "trainer": Trainer}
 """The class behind each section of the YAML."""
@@ -68,12 +75,12 @@ def run(args: list[str]) -> None:
 
 
 class Command(LightningCLI):
-    """One run of ``lg fit``, ``lg validate`` or ``lg test``."""
+    """One run of ``lg fit`` or ``lg validate``."""
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer's methods that are commands, each with the parameters that are no options."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name != "predict"}
+        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in COMMANDS}
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Merges the YAML files, then lets the parser read them and the options."""

@@ -19,7 +19,7 @@ from torchmetrics import MeanMetric
 
 from lg.attention import Documents, Pattern
 from lg.attention.attend import IMPLEMENTATIONS
-from lg.attention.schedule import Schedule, layers, written
+from lg.attention.schedule import Schedule, layers
 from lg.models.block import MixerSpec
 from lg.models.checkpoint import from_plain, load, plain, stamp
 from lg.models.decoder import Decoder
@@ -118,7 +118,6 @@ class HybridLM(pl.LightningModule):
             return
         self.decoder = Decoder(self.decoder_config, [self.patterns[name] for name in self.schedule], self.attention)
         wrap(self.decoder, self.checkpoint_activations, self.compile_blocks)
-        log.info("schedule: %s", written(self.schedule))
 
     @property
     def model(self) -> Decoder:

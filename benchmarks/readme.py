@@ -1,0 +1,68 @@
+"""Writes the README's measured tables from benchmarks/results/*.json, so that no figure is typed by hand.
+
+python benchmarks/readme.py
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+README = HERE.parent / "README.md"
+BEGIN, END = "<!-- measured: benchmarks/readme.py -->\n", "<!-- end of measured -->\n"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    """Markdown, figures to the right."""
+    lines = [head, ["---", *["---:"] * (len(head) - 1)], *rows]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def source(result: dict[str, Any]) -> str:
+    """Device, versions, date and command."""
+    versions = ", ".join(f"{name} {version}" for name, version in result["versions"].items())
+    return f"{result['device']}; {versions}; {result['date']}; `{result['command']}`.\n"
+
+
+def laptop(result: dict[str, Any]) -> str:
+    """The default run on a CPU."""
+    rows = [
+        [row["case"], f"{row['bits_per_byte']:.3f}", f"{row['step_s']:.2f} s", f"{row['whole_run_s']} s"]
+        for row in result["rows"]
+    ]
+    counted = result["rows"][0]["count_model_bits_per_byte"]
+    steps = result["rows"][0]["steps"]
+    rows.append(["counting the last 2 bytes", f"{counted:.3f}", "", ""])
+    return (
+        f"On a CPU: `make fit` with each configuration, {steps} steps; held-out bits per byte.\n\n"
+        + table(["", "bits per byte", "a step", "whole run"], rows)
+        + f"\n{source(result)}"
+    )
+
+
+def gpu(result: dict[str, Any]) -> str:
+    """The 1B shape on one GPU."""
+    peer = result["rows"][-1]["tokens_per_s"]
+    rows = [
+        [row["case"], f"{row['tokens_per_s']:,}", f"{row['tokens_per_s'] / peer:.2f}x", f"{row['peak_GiB']:.1f} GiB"]
+        for row in result["rows"]
+    ]
+    return (
+        "On one GPU: training the llama-3.2-1b shape (random weights, bf16) at 32,768 tokens.\n\n"
+        + table(["", "tokens/s", "speed", "peak memory"], rows)
+        + f"\n{source(result)}"
+    )
+
+
+def rewritten(text: str) -> str:
+    """The README with its measured part made anew."""
+    results = {path.stem: json.loads(path.read_text()) for path in (HERE / "results").glob("*.json")}
+    body = f"{laptop(results['laptop'])}\n{gpu(results['first_light'])}"
+    return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}{body}{END}", text, flags=re.DOTALL)
+
+
+if __name__ == "__main__":
+    README.write_text(rewritten(README.read_text()))
