@@ -1,4 +1,4 @@
-"""Writes the README's measured tables from benchmarks/results/*.json, so that no figure is typed by hand.
+"""Writes the README's measured tables from benchmarks/results/*.json, and draws its picture: nothing is made by hand.
 
 python benchmarks/readme.py
 """
@@ -52,7 +52,7 @@ def gpu(result: dict[str, Any]) -> str:
     ]
     return (
         "On one GPU: training the llama-3.2-1b shape (random weights, bf16) at 32,768 tokens.\n\n"
-        + table(["", "tokens/s", "speed", "peak memory"], rows)
+        + table(["", "tokens/s", "against transformers", "peak memory"], rows)
         + f"\n{source(result)}"
     )
 
@@ -64,5 +64,23 @@ def rewritten(text: str) -> str:
     return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}{body}{END}", text, flags=re.DOTALL)
 
 
+def picture() -> None:
+    """What each layer of the flagship sees."""
+    import yaml
+
+    from lg.attention.pattern import NAMES
+    from lg.attention.picture import sheet
+    from lg.attention.schedule import layers
+
+    model = yaml.safe_load((HERE.parent / "configs" / "hybrid.yaml").read_text())["model"]["init_args"]
+    patterns = {
+        name: NAMES[said]() if isinstance(said, str) else NAMES[said["class_path"]](**said["init_args"])
+        for name, said in model["patterns"].items()
+    }
+    image = sheet(layers(model["schedule"], 6, list(patterns)), patterns, length=4096)
+    image.save(HERE.parent / "docs" / "images" / "layers.png")
+
+
 if __name__ == "__main__":
+    picture()
     README.write_text(rewritten(README.read_text()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 from collections.abc import Iterator
@@ -61,6 +62,15 @@ def test_readme_is_short_and_its_first_command_early() -> None:
     assert len(README.splitlines()) <= 120
     assert "make fit" in README.split("```sh", 1)[1].splitlines()[1]
     assert README.split("make fit")[0].count("\n") < 20
+
+
+def test_measured_tables_are_those_of_the_result_files() -> None:
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme.py")
+    assert spec and spec.loader
+    tables = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tables)
+    assert tables.rewritten(README) == README
+    assert README.count(" tokens/s ") == 1
 
 
 def test_readme_pattern_is_found(

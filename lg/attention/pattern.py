@@ -98,7 +98,7 @@ class Pattern(ABC):
 
         >>> from lg.attention import Documents, SinkWindow
         >>> SinkWindow(window=256, sinks=4).tiles(Documents(4096)).table(128, 128).num_partial
-        123
+        91
         """
         from lg.attention.tiles import Tiles
 

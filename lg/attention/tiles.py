@@ -106,7 +106,10 @@ class Tiles:
 
 @dataclass(frozen=True, eq=False)
 class _Squares:
-    """What the halving found: full squares of tiles by their size, and single partial tiles; rows are (head, i, j)."""
+    """What the halving found: full squares of tiles by their size, and single partial tiles.
+
+    Rows are (root, i, j), and a root is ``head * documents + document``.
+    """
 
     documents: Documents
     heads: int
@@ -118,14 +121,16 @@ class _Squares:
         block_q, block_k = self.blocks[::-1] if transpose else self.blocks
         num_rows, num_columns = (-(-self.documents.length // b) for b in (block_q, block_k))
 
-        def place(head: Tensor, i: Tensor, j: Tensor) -> Tensor:
+        def place(root: Tensor, i: Tensor, j: Tensor) -> Tensor:
             row, column = (j, i) if transpose else (i, j)
-            return (head * num_rows + row) * num_columns + column
+            if self.heads > 1:
+                row = row + root // len(self.documents.starts) * num_rows
+            return row * num_columns + column
 
         # Each full square gives one segment to each of its rows, known by the place of its first tile.
         places, counts = [], []
-        for size, (head, i, j) in self.full:
-            first = place(head, i, j)
+        for size, square in self.full:
+            first = place(*square)
             places.append((first[:, None] + torch.arange(size) * num_columns).flatten())
             counts.append(torch.full_like(places[-1], size))
         place_of, order = torch.sort(torch.cat(places))
@@ -154,16 +159,14 @@ class _Squares:
 
 
 def _squares(pattern: Pattern, documents: Documents, heads: int, block_q: int, block_k: int) -> _Squares:
-    start, end = documents.bounds
-    # One root for each document and head: the smallest power-of-two square of tiles that covers the document.
+    # One root for each head and document: the smallest power-of-two square of tiles that covers the document.
+    start, end = documents.bounds.repeat(1, heads)
+    head = torch.arange(heads).repeat_interleave(len(documents.starts))
+    cap = end - 1 - start
     first_i, first_j = start // block_q, start // block_k
     tiles = torch.maximum((end - 1) // block_q - first_i, (end - 1) // block_k - first_j) + 1
-    level = (tiles - 1).double().log2().floor().long() + 1
-    level = torch.where(tiles > 1, level, 0)
-    roots = torch.stack((torch.zeros_like(start), start, end, first_i, first_j, level))
-    roots = roots.repeat(1, heads)
-    roots[0] = torch.arange(heads).repeat_interleave(start.numel())
-    roots, root_level = roots[:-1], roots[-1]
+    level = torch.tensor([(n - 1).bit_length() for n in tiles.tolist()])
+    roots = torch.stack((torch.arange(start.numel()), first_i, first_j))
 
     full: list[tuple[int, Tensor]] = []
     nodes, depth = roots[:, :0], int(level.max())
@@ -171,22 +174,26 @@ def _squares(pattern: Pattern, documents: Documents, heads: int, block_q: int, b
         # Few nodes are cut in sixteen: the cost of a level is then that of its calls, not of its work.
         below = depth - (2 if depth > 1 and nodes.shape[1] < 1024 else 1)
         size = 1 << depth
-        nodes = torch.cat((nodes, roots[:, (root_level <= depth) & (root_level > below)]), 1)
-        head, doc, doc_end, i, j = nodes
-        q_lo, k_lo = i * block_q, j * block_k
-        q_hi, k_hi = q_lo + size * block_q, k_lo + size * block_k
-        inside = (torch.minimum(q_lo, k_lo) >= doc) & (torch.maximum(q_hi, k_hi) <= doc_end)
-        q = Span(torch.maximum(q_lo, doc) - doc, torch.minimum(q_hi, doc_end) - 1 - doc)
-        k = Span(torch.maximum(k_lo, doc) - doc, torch.minimum(k_hi, doc_end) - 1 - doc)
-        seen = pattern.tile(q, k, Span(head, head))
-        alive = seen.can & (q.lo <= q.hi) & (k.lo <= k.hi)
+        nodes = torch.cat((nodes, roots[:, (level <= depth) & (level > below)]), 1)
+        root, i, j = nodes
+        # What belongs to a single root broadcasts.
+        first, last, h = (x if x.numel() == 1 else x.index_select(0, root) for x in (start, cap, head))
+        q_lo, k_lo = i * block_q - first, j * block_k - first
+        q_hi, k_hi = q_lo + (size * block_q - 1), k_lo + (size * block_k - 1)
+        seen = pattern.tile(
+            Span(q_lo.clamp(min=0), torch.minimum(q_hi, last)),
+            Span(k_lo.clamp(min=0), torch.minimum(k_hi, last)),
+            Span(h, h),
+        )
+        alive = seen.can & (torch.maximum(q_lo, k_lo) <= last)
+        inside = (torch.minimum(q_lo, k_lo) >= 0) & (torch.maximum(q_hi, k_hi) <= last)
         whole = alive & seen.must & inside
-        full.append((size, nodes[:, whole][[0, 3, 4]]))
-        nodes = nodes[:, alive & ~whole]
+        full.append((size, _kept(nodes, whole)))
+        nodes = _kept(nodes, alive & ~whole)
         if depth:
             nodes = _cut(nodes, size, 1 << (depth - below))
         depth = below
-    return _Squares(documents, heads, (block_q, block_k), full, nodes[[0, 3, 4]])
+    return _Squares(documents, heads, (block_q, block_k), full, nodes)
 
 
 def later_key_seen(pattern: Pattern, length: int, heads: int = 1) -> bool:
@@ -201,7 +208,7 @@ def later_key_seen(pattern: Pattern, length: int, heads: int = 1) -> bool:
         corner = torch.arange(0, length, 2 * size).repeat(heads)
         head = torch.arange(heads).repeat_interleave(corner.numel() // heads)
         nodes = torch.cat((nodes, torch.stack((head, corner, corner + size))), 1)
-        nodes = nodes[:, (nodes[1:] < length).all(0)]
+        nodes = _kept(nodes, (nodes[1:] < length).all(0))
         head, q, k = nodes
         last = length - 1
         seen = pattern.tile(
@@ -209,14 +216,21 @@ def later_key_seen(pattern: Pattern, length: int, heads: int = 1) -> bool:
         )
         if bool(seen.must.any()) or (size == 1 and bool(seen.can.any())):
             return True
-        nodes = _cut(nodes[:, seen.can], size, 2) if size > 1 else nodes
+        nodes = _cut(_kept(nodes, seen.can), size, 2) if size > 1 else nodes
     return False
 
 
+def _kept(nodes: Tensor, keep: Tensor) -> Tensor:
+    """The columns of ``nodes`` where ``keep`` is True; much faster than an index of bools."""
+    return nodes.index_select(1, keep.nonzero().squeeze(1))
+
+
 def _cut(nodes: Tensor, size: int, parts: int) -> Tensor:
-    """Each square in ``parts`` x ``parts``: rows of ``nodes`` end with the square's first row and column."""
+    """Each square in ``parts`` x ``parts``: ``nodes`` are owner, first row and first column of each."""
     edge = torch.arange(0, size, size // parts)
-    cut = nodes[:, :, None].repeat(1, 1, parts * parts)
-    cut[-2] += edge.repeat_interleave(parts)
-    cut[-1] += edge.repeat(parts)
+    owner, i, j = nodes[:, :, None, None]
+    cut = nodes.new_empty(3, nodes.shape[1], parts, parts)
+    cut[0] = owner
+    cut[1] = i + edge[:, None]
+    cut[2] = j + edge
     return cut.flatten(1)

@@ -1,5 +1,6 @@
 """A decoder of the Llama family whose layers may see different parts of the context. Single-device code.
 
+>>> import torch
 >>> from lg.attention import Causal, Documents, SinkWindow
 >>> from lg.models.presets import preset
 >>> decoder = Decoder(preset("tiny"), [SinkWindow(window=256)] * 3 + [Causal()] * 3)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Mapping
-from functools import cached_property
 from typing import Any, TypedDict
 
 import lightning.pytorch as pl
@@ -215,9 +214,17 @@ class HybridLM(pl.LightningModule):
             {"params": [p for p in self.parameters() if (id(p) in decayed) == decays], "weight_decay": decay}
             for decays, decay in ((True, self.weight_decay), (False, 0.0))
         ]
-        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=True)
-        num_steps = int(self.trainer.estimated_stepping_batches)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.lr_schedule.factor(step, num_steps))
+        fused = self.device.type in ("cpu", "cuda", "mps")
+        optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
+        num_steps = self.trainer.estimated_stepping_batches
+        if math.isinf(num_steps):
+            raise ValueError(
+                "trainer.max_steps: -1 without trainer.max_epochs is not allowed; the learning rate's schedule must "
+                "know where training ends"
+            )
+        scheduler = torch.optim.lr_scheduler.LambdaLR(
+            optimizer, lambda step: self.lr_schedule.factor(step, int(num_steps))
+        )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Evaluation
@@ -235,7 +242,7 @@ class HybridLM(pl.LightningModule):
         if self._bytes_per_token:
             self.log("val/bits_per_byte", loss / (math.log(2) * self._bytes_per_token), prog_bar=True)
 
-    @cached_property
+    @property
     def _bytes_per_token(self) -> float:
         """What turns nats per token into bits per byte; 0 if the data module does not say."""
         return float(getattr(getattr(self.trainer, "datamodule", None), "bytes_per_token", 0.0))

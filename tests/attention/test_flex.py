@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 
 from lg.attention import Causal, Documents, Pattern, SinkWindow, Strided, attend
+from lg.attention.impl import flex
 
 
 @pytest.mark.slow
@@ -20,6 +22,16 @@ def test_compiled_on_a_cpu_it_equals_the_oracle_and_other_documents_do_not_compi
         torch.testing.assert_close(got, want, rtol=0, atol=2e-6)
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[-1]
+
+
+@pytest.mark.slow
+def test_where_dynamo_would_fall_back_to_eager_an_error_stands(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(flex, "_LIMIT", 1)
+    pattern = SinkWindow(window=55, sinks=5)
+    with torch.no_grad(), pytest.raises(FailOnRecompileLimitHit):
+        for width in (16, 32):
+            q, k, v = (torch.randn(1, 2, 300, width) for _ in range(3))
+            attend(q, k, v, pattern.tiles(Documents(300)), "flex")
 
 
 @pytest.mark.gpu

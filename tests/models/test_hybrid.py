@@ -226,6 +226,11 @@ def test_a_pattern_that_sees_the_answer_is_refused(tmp_path: Path) -> None:
         trainer(tmp_path).fit(model, data())
 
 
+def test_a_training_without_an_end_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"trainer\.max_steps: -1 .* is not allowed"):
+        trainer(tmp_path, max_steps=-1, max_epochs=-1).fit(build(), data())
+
+
 class TwoBytes(Bytes):
     @property
     def vocab_size(self) -> int:
