@@ -63,7 +63,8 @@ class Pattern(ABC):
         """The token reading: bool, of the shape that ``q``, ``k`` and ``h`` broadcast to."""
         seen = torch.as_tensor(self.sees(q, k, h), device=q.device)
         # A predicate that leaves an index out, or is a constant, still answers for all.
-        return seen.broadcast_to((q + k + h).shape)
+        shape = torch.broadcast_shapes(q.shape, k.shape, torch.as_tensor(h).shape)  # type: ignore[no-untyped-call]
+        return seen.broadcast_to(shape)
 
     def tile(self, q: Span, k: Span, h: Span) -> Truth:
         """The tile reading: can, must every pair of this rectangle see each other? Spans of one shape."""
