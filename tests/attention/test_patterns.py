@@ -146,14 +146,16 @@ def load(path: Path, name: str) -> Any:
 def test_a_users_own_pattern_needs_no_registration_and_no_other_may_take_its_name(tmp_path: Path) -> None:
     path = tmp_path / "mine.py"
     path.write_text(USER_FILE)
-    module = load(path, "mine")
+    module = load(path, "first_file")
     report = check_pattern(module.EverySecond(40), lengths=(100,))
     assert not report.heads_differ
     assert NAMES["EverySecond"] is module.EverySecond
     # Run again, as a notebook does, it replaces itself; elsewhere the same name is refused.
-    load(path, "mine")
-    with pytest.raises(ValueError, match=r"'EverySecond' of theirs.EverySecond is taken already by mine.EverySecond"):
-        load(path, "theirs")
+    load(path, "first_file")
+    with pytest.raises(
+        ValueError, match=r"'EverySecond' of second_file.EverySecond is taken already by first_file.EverySecond"
+    ):
+        load(path, "second_file")
 
 
 class Unsound(Window):
