@@ -132,12 +132,14 @@ def test_training_learns_and_repeats_itself_under_a_seed(tmp_path: Path) -> None
 def test_low_precision_stays_near_float32(precision: str, tmp_path: Path) -> None:
     losses = {}
     for kind in ("32-true", precision):
-        model, keep = build(), Keep()
+        model, keep = build(learning_rate=1e-3), Keep()
+        # Built in float32, so that both start from the same weights: other types draw other numbers.
+        model.configure_model()
         trainer(tmp_path, precision=kind, callbacks=[keep]).fit(model, data())
         losses[kind] = [step["train/loss_nats"] for step in keep.logged]
         want = torch.bfloat16 if kind == "bf16-true" else torch.float32
         assert model.model.embedding.weight.dtype == want
-    assert losses[precision] == pytest.approx(losses["32-true"], rel=0.03)
+    assert losses[precision] == pytest.approx(losses["32-true"], rel=0.01)
 
 
 def test_bits_per_byte_is_the_loss_over_log_two(tmp_path: Path) -> None:
