@@ -9,7 +9,6 @@ TensorBoard, and writes them with the device and versions. The first 20 steps ar
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import statistics
 import subprocess
@@ -18,7 +17,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from board import scalars
+from report import parser, scalars, write
 
 HERE = Path(__file__).parent
 WARM_UP = 20
@@ -108,35 +107,25 @@ def peer() -> None:
 
 def main() -> None:
     """Runs every case and writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path, default=HERE / "results" / "first_light.json")
-    parser.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    command = parser(__doc__)
+    command.add_argument("--peer", action="store_true", help=argparse.SUPPRESS)
+    args = command.parse_args()
     if args.peer:
         peer()
         return
-    import lightning
     import torch
-    import triton
 
-    result = {
-        "what": "llama-3.2-1b shape, random weights, rows of 32,768 tokens, one row a step",
-        "device": torch.cuda.get_device_name(),
-        "versions": {
-            "torch": torch.__version__,
-            "triton": triton.__version__,
-            "lightning": lightning.__version__,
-            "python": sys.version.split()[0],
-        },
-        "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/first_light.py",
-        "rows": [],
-    }
+    rows = []
     for run in [*(lambda n=n, o=o: run_lg(n, o) for n, o in LG_CASES.items()), run_transformers]:
-        row = run()
-        result["rows"].append(row)
-        print(json.dumps(row), flush=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        rows.append(run())
+        print(json.dumps(rows[-1]), flush=True)
+        write(
+            args.out,
+            "llama-3.2-1b shape, random weights, rows of 32,768 tokens, one row a step",
+            torch.cuda.get_device_name(),
+            ["torch", "triton", "lightning"],
+            rows,
+        )
 
 
 if __name__ == "__main__":

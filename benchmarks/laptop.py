@@ -8,11 +8,8 @@ machine, and reads the figures back from TensorBoard.
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
 import os
-import platform
 import statistics
 import subprocess
 import sys
@@ -21,7 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from board import scalars
+from report import parser, processor, scalars, write
 
 HERE = Path(__file__).parent
 CASES = {"full": "full", "hybrid": "hybrid", "sparse only": "sparse_only"}
@@ -48,38 +45,20 @@ def run(case: str, config: str) -> dict[str, Any]:
     }
 
 
-def processor() -> str:
-    """The processor's name, as far as the system tells."""
-    lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
 def main() -> None:
     """Runs every case and writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path, default=HERE / "results" / "laptop.json")
-    args = parser.parse_args()
-    import lightning
-    import torch
-
-    result = {
-        "what": "configs/*.yaml on the Python standard library: rows of 4,096 bytes, held-out documents",
-        "device": f"{processor()}, {os.cpu_count()} cores",
-        "versions": {
-            "torch": torch.__version__,
-            "lightning": lightning.__version__,
-            "python": platform.python_version(),
-        },
-        "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/laptop.py",
-        "rows": [],
-    }
+    args = parser(__doc__).parse_args()
+    rows = []
     for case, config in CASES.items():
-        row = run(case, config)
-        result["rows"].append(row)
-        print(json.dumps(row), flush=True)
-        args.out.write_text(json.dumps(result, indent=1) + "\n")
+        rows.append(run(case, config))
+        print(json.dumps(rows[-1]), flush=True)
+        write(
+            args.out,
+            "configs/*.yaml on the Python standard library: rows of 4,096 bytes, held-out documents",
+            f"{processor()}, {os.cpu_count()} cores",
+            ["torch", "lightning"],
+            rows,
+        )
 
 
 if __name__ == "__main__":

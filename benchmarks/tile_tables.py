@@ -5,20 +5,15 @@ python benchmarks/tile_tables.py [OUT.json]
 
 from __future__ import annotations
 
-import argparse
-import datetime
 import json
-import platform
 import statistics
 import time
-from pathlib import Path
 
 import torch
-from laptop import processor
+from report import parser, processor, write
 
 from lg.attention import Causal, Documents, Pattern, SinkWindow, Strided
 
-HERE = Path(__file__).parent
 PACKED = (0, 20_000, 50_001, 77_777, 100_003)
 CASES: dict[str, tuple[Pattern, Documents, int]] = {
     "sinks and window, 131,072 tokens": (SinkWindow(window=1984, sinks=64), Documents(131_072), 1),
@@ -47,9 +42,7 @@ def milliseconds(pattern: Pattern, documents: Documents, heads: int) -> list[flo
 
 def main() -> None:
     """Runs every case and writes the file."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("out", nargs="?", type=Path, default=HERE / "results" / "tile_tables.json")
-    args = parser.parse_args()
+    args = parser(__doc__).parse_args()
     rows = []
     for case, (pattern, documents, heads) in CASES.items():
         times = milliseconds(pattern, documents, heads)
@@ -66,15 +59,8 @@ def main() -> None:
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-    result = {
-        "what": "tile tables of 128 x 128 tokens, built on the host",
-        "device": f"{processor()}, {torch.get_num_threads()} threads",
-        "versions": {"torch": torch.__version__, "python": platform.python_version()},
-        "date": datetime.date.today().isoformat(),
-        "command": "python benchmarks/tile_tables.py",
-        "rows": rows,
-    }
-    args.out.write_text(json.dumps(result, indent=1) + "\n")
+    device = f"{processor()}, {torch.get_num_threads()} threads"
+    write(args.out, "tile tables of 128 x 128 tokens, built on the host", device, ["torch"], rows)
 
 
 if __name__ == "__main__":

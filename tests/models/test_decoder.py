@@ -34,6 +34,12 @@ def test_parameters_of_a_preset_are_as_many_as_published(name: str) -> None:
     assert sum(p.numel() for p in decoder.parameters()) == PUBLISHED[name]
 
 
+def test_tiny_suits_a_laptop_and_bytes() -> None:
+    decoder = Decoder(preset("tiny"), [Causal()] * preset("tiny").num_layers)
+    assert preset("tiny").vocab_size == 256
+    assert sum(p.numel() for p in decoder.parameters()) < 2_000_000
+
+
 SMALL = {"num_layers": 3, "width": 64, "num_heads": 4, "num_kv_heads": 2, "head_width": 16, "ffn_width": 96}
 
 
@@ -98,10 +104,10 @@ def test_logits_are_those_of_transformers(kind: str, differs: dict[str, bool]) -
     torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
 
 
-def mixed(dtype: torch.dtype = torch.float64) -> Decoder:
+def mixed() -> Decoder:
     torch.manual_seed(0)
     patterns: list[Pattern] = [Window(5), Causal(), SinkWindow(window=4, sinks=2)]
-    return Decoder(DecoderConfig(**SMALL, vocab_size=97), patterns).to(dtype)  # type: ignore[arg-type]
+    return Decoder(DecoderConfig(**SMALL, vocab_size=97), patterns).double()  # type: ignore[arg-type]
 
 
 def test_packed_documents_have_the_logits_that_each_has_alone() -> None:
