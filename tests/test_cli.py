@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,9 @@ def test_fit_says_what_comes_next_and_it_works(hybrid: list[str], capsys: pytest
     told = capsys.readouterr().out
     commands = [line.split() for line in told.splitlines() if line.startswith("  lg ")]
     assert "  tensorboard --logdir logs\n" in told
+    # Where the shell does not find `lg`, the way to find it is told first.
+    hidden = shutil.which("lg") is None and Path(sys.executable).with_name("activate").is_file()
+    assert ("/bin/activate\n" in told) == hidden
     assert [command[1] for command in commands] == ["validate", "fit"]
     for command in commands:
         assert main(command[1:]) == 0

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 import logging
 import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -126,6 +128,10 @@ def closing_words(trainer: Trainer) -> str:
         lines.append(f"checkpoint  {_short(Path(checkpoint))}")
     if trainer.logger and trainer.logger.save_dir:
         lines += [f"logs        {_short(folder)}", "", "what to type next:"]
+        activate = Path(sys.executable).parent / "activate"
+        # `make fit` runs what is in .venv without activating it; the commands below need it.
+        if not shutil.which("lg") and activate.is_file():
+            lines.append(f"  source {_word(activate)}")
         lines.append(f"  tensorboard --logdir {_word(Path(trainer.logger.save_dir))}")
     if checkpoint and config.is_file():
         again = f"--config {_word(config)} --ckpt_path {_word(Path(checkpoint))}"
