@@ -28,7 +28,7 @@ class Implementation(Protocol):
         """Why it cannot compute this, or None if it can."""
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
-        """Attention: [B, H, L, D]."""
+        """Attention: [B, H, Lq, D]."""
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {"dense": dense, "gather": gather, "sdpa": sdpa, "flex": flex}
@@ -47,7 +47,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto", sc
     """Attention of ``q`` over ``k`` and ``v``, each query seeing what the tiles' pattern lets it see.
 
     Args:
-        q: queries [B, H, L, D].
+        q: queries [B, H, Lq, D]: those of ``tiles.queries``, by default all L.
         k: keys [B, G, L, D]; H is a multiple of G, and query head ``h`` reads KV head ``h // (H // G)``.
         v: values [B, G, L, D].
         tiles: a pattern on the documents of the sequence, from ``pattern.tiles(documents, num_kv_heads=G)``; it holds
@@ -56,7 +56,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto", sc
         scale: what scores are multiplied by; ``D ** -0.5`` by default.
 
     Returns:
-        [B, H, L, D] in the type of ``q``. A query that sees nothing gives 0.
+        [B, H, Lq, D] in the type of ``q``. A query that sees nothing gives 0.
 
     Raises:
         ValueError: if shapes do not fit, or the named implementation cannot compute this; with the reason.
@@ -91,13 +91,17 @@ def _tell(name: str, pattern: str, device: str, reason: str) -> None:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> None:
-    (batch, heads, length, width), heads_kv = q.shape, k.shape[1]
+    (batch, heads, num_queries, width), (heads_kv, length) = q.shape, k.shape[1:3]
     if k.shape != v.shape or k.shape != (batch, heads_kv, length, width) or heads % heads_kv:
         raise ValueError(
-            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit: q must be [B, H, L, D] and "
+            f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit: q must be [B, H, Lq, D] and "
             "k and v [B, G, L, D] with H a multiple of G"
         )
-    if tiles.documents.length != length:
-        raise ValueError(f"the tiles are of {tiles.documents.length} tokens, but q, k and v of {length}")
+    first, end = tiles.queries
+    if (num_queries, length) != (end - first, tiles.documents.length):
+        raise ValueError(
+            f"the tiles are of {end - first} queries on {tiles.documents.length} tokens, "
+            f"but q has {num_queries} and k and v have {length}"
+        )
     if tiles.heads not in (1, heads_kv):
         raise ValueError(f"the tiles are of {tiles.heads} KV heads, but k and v have {heads_kv}")

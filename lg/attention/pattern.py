@@ -7,21 +7,31 @@ A new pattern is three lines, in any file of yours, and is used from YAML by its
         width: int
         def sees(self, q, k, h):
             return (k <= q) & (q - k < self.width)
+
+The same lines are read in five ways: by token (`Pattern.mask`), by tile (`Pattern.tiles`), by shard (`Tiles.needs`),
+in time (`Pattern.kept`) and as text (`Pattern.text`).
 """
 
 from __future__ import annotations
 
+import inspect
+import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from functools import lru_cache
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from lg.attention.documents import Documents
-from lg.attention.reading import Index, Span, Symbol, Truth
+from lg.attention.reading import DocumentSymbol, Index, PredicateError, Span, Symbol, Truth
 
 if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
+
+    from lg.attention.compose import And, Not, Or
+    from lg.attention.retention import Kept
     from lg.attention.tiles import Tiles
 
 NAMES: dict[str, type[Pattern]] = {}
@@ -32,15 +42,18 @@ class Pattern(ABC):
     """What one layer may see. Subclass as a frozen dataclass, whose fields are its configuration.
 
     Only `sees` must be written. A subclass may override `tile` where interval arithmetic is not tight and it knows the
-    exact answer; ``lg.testing.check_pattern`` holds the override to the predicate.
+    exact answer, and `num_seen` where it knows a formula; ``lg.testing.check_pattern`` holds both to the predicate.
 
     Raises:
         ValueError: when a class is defined under a name that another class has already.
     """
 
+    _asks_for_doc: ClassVar[bool] = False
+
     def __init_subclass__(cls) -> None:
         if getattr(cls.sees, "__isabstractmethod__", False):
             return
+        cls._asks_for_doc = len(inspect.signature(cls.sees).parameters) > 4
         known = NAMES.get(cls.__name__)
         # The same class defined again (a notebook cell, `dataclass(slots=True)`) replaces itself.
         if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):
@@ -56,46 +69,48 @@ class Pattern(ABC):
 
         ``q`` and ``k`` are token indices counted from the start of their document (lg itself adds "same document");
         ``h`` is the number of the KV head among all of the model's. Allowed are ``+ - * // %`` on non-negative
-        operands, comparisons, and ``& | ~``: elementwise and broadcastable.
+        operands, comparisons, and ``& | ~``: elementwise and broadcastable. A predicate with a fourth parameter,
+        ``doc``, is handed integer attributes of the document: ``doc.length``, and those of `Documents`.
         """
 
-    def mask(self, q: Tensor, k: Tensor, h: Tensor | int = 0) -> Tensor:
-        """The token reading: bool, of the shape that ``q``, ``k`` and ``h`` broadcast to."""
-        seen = torch.as_tensor(self.sees(q, k, h), device=q.device)
+    def read(self, q: Index, k: Index, h: Index, doc: Any) -> Any:
+        """The predicate as its operands read it, whether it asks for ``doc`` or not."""
+        return self.sees(q, k, h, doc) if self._asks_for_doc else self.sees(q, k, h)  # type: ignore[call-arg]
+
+    # By token
+
+    def mask(self, q: Tensor, k: Tensor, h: Tensor | int = 0, doc: Any = None) -> Tensor:
+        """The token reading: bool, of the shape that ``q``, ``k`` and ``h`` broadcast to.
+
+        ``doc`` is needed by patterns that ask for it: `Documents.doc` makes it.
+        """
+        seen = torch.as_tensor(self.read(q, k, h, doc), device=q.device)
         # A predicate that leaves an index out, or is a constant, still answers for all.
         shape = torch.broadcast_shapes(q.shape, k.shape, torch.as_tensor(h).shape)  # type: ignore[no-untyped-call]
         return seen.broadcast_to(shape)
 
-    def tile(self, q: Span, k: Span, h: Span) -> Truth:
-        """The tile reading: can, must every pair of this rectangle see each other? Spans of one shape."""
-        seen = self.sees(q, k, h)
+    # By tile
+
+    def tile(self, q: Span, k: Span, h: Span, doc: Any) -> Truth:
+        """The tile reading: can, must every pair of this rectangle see each other?
+
+        Args:
+            q, k, h: spans of one shape.
+            doc: a span for each attribute that the predicate asks for; None if it asks for none.
+        """
+        seen = self.read(q, k, h, doc)
         if isinstance(seen, Truth):
             return seen
         everywhere = torch.full_like(torch.as_tensor(q.lo), bool(seen), dtype=torch.bool)
         return Truth(everywhere, everywhere)
 
-    @property
-    def text(self) -> str:
-        """The text reading: the predicate with its constants filled in, over the names ``q``, ``k`` and ``h``."""
-        return str(self._symbol())
-
-    @property
-    def heads_differ(self) -> bool:
-        """Whether KV heads see different keys: read off the predicate."""
-        return "h" in self._symbol().names
-
-    def _symbol(self) -> Symbol:
-        seen = self.sees(Symbol.named("q"), Symbol.named("k"), Symbol.named("h"))
-        return seen if isinstance(seen, Symbol) else Symbol(str(bool(seen)))
-
-    def sees_later(self, length: int, num_kv_heads: int = 1) -> bool:
-        """Whether some query of a document of ``length`` tokens sees a later key: then it is not causal. Derived."""
-        from lg.attention.tiles import later_key_seen
-
-        return later_key_seen(self, length, num_kv_heads if self.heads_differ else 1)
-
-    def tiles(self, documents: Documents, num_kv_heads: int = 1) -> Tiles:
+    def tiles(self, documents: Documents, num_kv_heads: int = 1, queries: tuple[int, int] | None = None) -> Tiles:
         """This pattern on these documents: what `attend` takes.
+
+        Args:
+            documents: where documents lie in the sequence.
+            num_kv_heads: KV heads of the layer; matters only to a pattern whose heads differ.
+            queries: first query and end (exclusive), where only a chunk of the sequence asks; by default all.
 
         >>> from lg.attention import Documents, SinkWindow
         >>> SinkWindow(window=256, sinks=4).tiles(Documents(4096)).table(128, 128).num_partial
@@ -103,41 +118,163 @@ class Pattern(ABC):
         """
         from lg.attention.tiles import Tiles
 
-        return Tiles(self, documents, num_kv_heads)
+        return Tiles(self, documents, num_kv_heads, queries)
 
-    def __and__(self, other: Pattern) -> Pattern:
+    def block_mask(
+        self,
+        documents: Documents | int,
+        num_heads: int = 1,
+        num_kv_heads: int = 1,
+        device: torch.device | str = "cpu",
+    ) -> BlockMask:
+        """This pattern as FlexAttention's own mask, for those who call `flex_attention` themselves.
+
+        Built in closed form from the tile table: what ``create_block_mask`` gives, in milliseconds.
+
+        Args:
+            documents: where documents lie in the sequence, or its length if it is one document.
+            num_heads: query heads; a multiple of ``num_kv_heads``. The mask has as many where KV heads differ.
+            num_kv_heads: KV heads of the layer.
+            device: where the mask is used.
+
+        >>> from lg.attention import Window
+        >>> Window(256).block_mask(1024).shape
+        (1, 1, 1024, 1024)
+        """
+        from lg.attention.impl.flex import block_mask
+
+        on = documents if isinstance(documents, Documents) else Documents(documents)
+        return block_mask(self.tiles(on, num_kv_heads), num_heads // num_kv_heads, torch.device(device))
+
+    # In time
+
+    def kept(self, now: int, end: int, num_kv_heads: int = 1, **doc: int) -> Kept:
+        """The time reading: which keys before ``now`` some query from ``now`` to ``end`` (exclusive) may still see.
+
+        What a KV cache must keep; the rest may be freed.
+
+        Args:
+            now: the next query's index in its document.
+            end: tokens that the document may grow to.
+            num_kv_heads: KV heads of the layer.
+            doc: attributes of the document that the predicate asks for, besides ``length``, which is ``end``.
+
+        >>> from lg.attention import SinkWindow
+        >>> SinkWindow(window=100, sinks=4).kept(now=5000, end=10000).runs(head=0)
+        [(0, 4), (4901, 5000)]
+        """
+        from lg.attention.retention import kept
+
+        return kept(self, now, end, num_kv_heads, doc)
+
+    def alike(self, num_kv_heads: int, length: int, **doc: int) -> list[list[int]]:
+        """The groups of KV heads that see the same keys, in a document of up to ``length`` tokens.
+
+        >>> from lg.attention import Strided
+        >>> Strided(block=64, local_blocks=4, stride=4).alike(num_kv_heads=6, length=4096)
+        [[0, 4], [1, 5], [2], [3]]
+        """
+        from lg.attention.retention import alike
+
+        return alike(self, num_kv_heads, length, doc)
+
+    # As text
+
+    @property
+    def text(self) -> str:
+        """The text reading: the predicate with its constants filled in, over ``q``, ``k``, ``h`` and ``doc``'s."""
+        return _symbol(self).text
+
+    @property
+    def heads_differ(self) -> bool:
+        """Whether KV heads see different keys: read off the predicate."""
+        return "h" in _symbol(self).names
+
+    @property
+    def attributes(self) -> tuple[str, ...]:
+        """What the predicate asks of ``doc``, in alphabetical order: read off the predicate."""
+        return tuple(sorted(name[4:] for name in _symbol(self).names if name.startswith("doc.")))
+
+    @property
+    def grid(self) -> int:
+        """The block that the pattern counts in: 64 for ``k // 64``, 1 for a window.
+
+        Documents that start on multiples of it keep tiles full that would otherwise be partial.
+        """
+        return math.lcm(*_symbol(self).blocks)
+
+    # What follows
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor | None:
+        """How many keys of its document each query sees, by a formula; None where there is none.
+
+        Args:
+            q: queries, counted from the start of their document, int64.
+            h: KV heads, of a shape that broadcasts with ``q``.
+            doc: ``doc.length``, and what the predicate asks for: int64, as ``q``.
+        """
+        return None
+
+    @property
+    def made_for(self) -> int | None:
+        """The number of KV heads that the pattern is made for; None if it fits any."""
+        return None
+
+    def sees_later(self, length: int, num_kv_heads: int = 1, **doc: int) -> bool:
+        """Whether some query of a document of ``length`` tokens sees a later key: then it is not causal. Derived."""
+        documents = Documents(length, attributes={name: (value,) for name, value in doc.items()})
+        return bool(self.tiles(documents, num_kv_heads).leaks().any())
+
+    def __and__(self, other: Pattern) -> And:
+        from lg.attention.compose import And
+
         return And(self, other)
 
-    def __or__(self, other: Pattern) -> Pattern:
+    def __or__(self, other: Pattern) -> Or:
+        from lg.attention.compose import Or
+
         return Or(self, other)
 
+    def __invert__(self) -> Not:
+        from lg.attention.compose import Not
 
-@dataclass(frozen=True)
-class And(Pattern):
-    """What both see; also written ``left & right``."""
-
-    left: Pattern
-    right: Pattern
-
-    def sees(self, q: Index, k: Index, h: Index) -> Any:
-        return self.left.sees(q, k, h) & self.right.sees(q, k, h)
-
-    def tile(self, q: Span, k: Span, h: Span) -> Truth:
-        return self.left.tile(q, k, h) & self.right.tile(q, k, h)
+        return Not(self)
 
 
-@dataclass(frozen=True)
-class Or(Pattern):
-    """What either sees; also written ``left | right``."""
+@lru_cache(maxsize=4096)
+def _symbol(pattern: Pattern) -> Symbol:
+    """The predicate read as text.
 
-    left: Pattern
-    right: Pattern
+    Raises:
+        PredicateError: if it says what cannot be read in every way, with the pattern's name and the expression.
+    """
+    try:
+        seen = pattern.read(Symbol.named("q"), Symbol.named("k"), Symbol.named("h"), DocumentSymbol())
+    except (PredicateError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        raise PredicateError(_explained(pattern, error)) from error
+    if isinstance(seen, bool):
+        return Symbol(str(seen), truth=True)
+    if not isinstance(seen, Symbol) or not seen.truth:
+        raise PredicateError(f"{type(pattern).__name__}.sees: it must return a comparison of positions, not `{seen}`")
+    return seen
 
-    def sees(self, q: Index, k: Index, h: Index) -> Any:
-        return self.left.sees(q, k, h) | self.right.sees(q, k, h)
 
-    def tile(self, q: Span, k: Span, h: Span) -> Truth:
-        return self.left.tile(q, k, h) | self.right.tile(q, k, h)
+def _explained(pattern: Pattern, error: Exception) -> str:
+    """The error, with the class whose `sees` it arose in and, if it does not say so itself, the line."""
+    name, line = type(pattern).__name__, ""
+    trace: TracebackType | None = error.__traceback__
+    while trace:
+        if trace.tb_frame.f_code.co_name == "sees" and isinstance(trace.tb_frame.f_locals.get("self"), Pattern):
+            name = type(trace.tb_frame.f_locals["self"]).__name__
+            line = (inspect.getframeinfo(trace).code_context or [""])[0].strip()
+        trace = trace.tb_next
+    if isinstance(error, PredicateError):
+        return f"{name}.sees: {error}"
+    where = f" in `{line}`" if line else ""
+    return (
+        f"{name}.sees: an operation that a predicate may not use{where} ({error}); "
+        "allowed are + - * // %, comparisons and & | ~"
+    )
 
 
 def at_least(value: int, least: int, pattern: Pattern, name: str) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from lg.attention.pattern import Pattern, at_least
 from lg.attention.reading import Index, Span, Truth
@@ -17,6 +18,9 @@ class Causal(Pattern):
 
     def sees(self, q: Index, k: Index, h: Index) -> Any:
         return k <= q
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        return q + 1
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,9 @@ class Window(Pattern):
 
     def sees(self, q: Index, k: Index, h: Index) -> Any:
         return (k <= q) & (q - k < self.window)
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        return (q + 1).clamp(max=self.window)
 
 
 @dataclass(frozen=True)
@@ -50,12 +57,16 @@ class SinkWindow(Pattern):
     def sees(self, q: Index, k: Index, h: Index) -> Any:
         return (k <= q) & ((q - k < self.window) | (k < self.sinks))
 
-    def tile(self, q: Span, k: Span, h: Span) -> Truth:
+    def tile(self, q: Span, k: Span, h: Span, doc: Any) -> Truth:
         # All is seen where the first key that is no sink is in the last query's window: sinks and window together
         # may fill a tile that neither fills alone.
         first = torch.as_tensor(k.lo).clamp(min=self.sinks)
         filled = (k.hi < self.sinks) | (q.hi - first < self.window)
-        return Truth(super().tile(q, k, h).can, (k <= q).must & filled)
+        return Truth(super().tile(q, k, h, doc).can, (k <= q).must & filled)
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        before = (q + 1 - self.window).clamp(min=0, max=self.sinks)
+        return (q + 1).clamp(max=self.window) + before
 
 
 @dataclass(frozen=True)
@@ -95,7 +106,7 @@ class Strided(Pattern):
         local = q // self.block - k // self.block < self.local_blocks
         return (k <= q) & (local | ((k // self.block + h * self.head_step + self.offset) % self.stride == 0))
 
-    def tile(self, q: Span, k: Span, h: Span) -> Truth:
+    def tile(self, q: Span, k: Span, h: Span, doc: Any) -> Truth:
         first, last = k.lo // self.block, torch.as_tensor(k.hi // self.block)
         lag = torch.as_tensor((first + h.lo * self.head_step + self.offset) % self.stride)
         # Blocks from the first to the next stripe: a stripe within reach is seen; and the first block off the stripes
@@ -105,3 +116,130 @@ class Strided(Pattern):
         local = q.lo // self.block - last < self.local_blocks
         filled = (off_stripe > last) | (q.hi // self.block - off_stripe < self.local_blocks) | (self.stride == 1)
         return Truth((k.lo <= q.hi) & (local | (stripe <= last)), (k.hi <= q.lo) & filled)
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        # Blocks below the local ones, and the stripes among them: those j with (j + lag) % stride == 0.
+        far = (q // self.block - self.local_blocks + 1).clamp(min=0)
+        lag = (h * self.head_step + self.offset) % self.stride
+        stripes = (far + lag + self.stride - 1) // self.stride - (lag + self.stride - 1) // self.stride
+        return q + 1 - (far - stripes) * self.block
+
+
+@dataclass(frozen=True)
+class Dilated(Pattern):
+    """The query itself and every ``dilation``-th key before it, ``window`` keys in all: the dilated sliding window of
+    Longformer (Beltagy et al. 2020, arXiv 2004.05150, section 3.1), one-sided.
+    """
+
+    window: int
+    dilation: int = 2
+
+    def __post_init__(self) -> None:
+        at_least(self.window, 1, self, "window")
+        at_least(self.dilation, 1, self, "dilation")
+
+    def sees(self, q: Index, k: Index, h: Index) -> Any:
+        return (k <= q) & (q - k < self.window * self.dilation) & ((q - k) % self.dilation == 0)
+
+    def tile(self, q: Span, k: Span, h: Span, doc: Any) -> Truth:
+        # A rectangle has every distance from the least to the greatest; seen are multiples up to the farthest.
+        least, greatest = torch.as_tensor(q.lo - k.hi), torch.as_tensor(q.hi - k.lo)
+        farthest = (self.window - 1) * self.dilation
+        next_seen = (least.clamp(min=0) + self.dilation - 1) // self.dilation * self.dilation
+        single = (least == greatest) & (least % self.dilation == 0)
+        return Truth(
+            next_seen <= greatest.clamp(max=farthest),
+            (least >= 0) & (greatest <= farthest) & (single | (self.dilation == 1)),
+        )
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        return (q // self.dilation + 1).clamp(max=self.window)
+
+
+@dataclass(frozen=True)
+class Chunked(Pattern):
+    """Every key of the query's own chunk up to itself: chunks of ``chunk`` tokens see nothing of each other (the local
+    layers of Llama 4: Meta 2025, "attention_chunk_size" in its published configuration).
+    """
+
+    chunk: int
+
+    def __post_init__(self) -> None:
+        at_least(self.chunk, 1, self, "chunk")
+
+    def sees(self, q: Index, k: Index, h: Index) -> Any:
+        return (k <= q) & (q // self.chunk == k // self.chunk)
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        return q % self.chunk + 1
+
+
+@dataclass(frozen=True)
+class ShiftedGroups(Pattern):
+    """Groups of tokens apart from each other, and for the second half of the heads the groups shifted by half of one:
+    LongLoRA's shifted sparse attention (Chen et al. 2023, arXiv 2309.12307, section 3.2), in the variant that does not
+    wrap around: the first shifted group is half a group long.
+
+    Attributes:
+        group: tokens in a group; even. LongLoRA trains with a quarter of the sequence.
+        num_kv_heads: KV heads of the layer; even.
+    """
+
+    group: int
+    num_kv_heads: int
+
+    def __post_init__(self) -> None:
+        at_least(self.group, 2, self, "group")
+        at_least(self.num_kv_heads, 2, self, "num_kv_heads")
+        for name, value in (("group", self.group), ("num_kv_heads", self.num_kv_heads)):
+            if value % 2:
+                raise ValueError(
+                    f"ShiftedGroups.{name}={value} is not allowed; it must be even "
+                    f"(YAML: model.init_args.patterns.<name>.init_args.{name})"
+                )
+
+    def sees(self, q: Index, k: Index, h: Index) -> Any:
+        shift = self._shift(h)
+        return (k <= q) & ((q + shift) // self.group == (k + shift) // self.group)
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        return torch.minimum(q + 1, (q + self._shift(h)) % self.group + 1)
+
+    @property
+    def made_for(self) -> int:
+        return self.num_kv_heads
+
+    def _shift(self, h: Index) -> Any:
+        return h // (self.num_kv_heads // 2) * (self.group // 2)
+
+
+@dataclass(frozen=True)
+class PrefixLM(Pattern):
+    """Every key up to the query, and all of the document's prefix, later keys included: the prefix language model
+    (Raffel et al. 2019, arXiv 1910.10683, section 3.2.1). The documents say how long each prefix is: ``doc.prefix``.
+    """
+
+    def sees(self, q: Index, k: Index, h: Index, doc: Any) -> Any:  # type: ignore[override]
+        return (k <= q) | (k < doc.prefix)
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        return torch.maximum(q + 1, torch.minimum(doc.prefix, doc.length))
+
+
+@dataclass(frozen=True)
+class GlobalTokens(Pattern):
+    """The first ``count`` tokens of the document see all and are seen by all: the global tokens of Longformer (Beltagy
+    et al. 2020, arXiv 2004.05150, section 3.1). Joined with a window it is that paper's pattern; ``& Causal()`` makes
+    of it what a decoder can train with.
+    """
+
+    count: int
+
+    def __post_init__(self) -> None:
+        at_least(self.count, 0, self, "count")
+
+    def sees(self, q: Index, k: Index, h: Index) -> Any:
+        return (q < self.count) | (k < self.count)
+
+    def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
+        return torch.where(q < self.count, doc.length, doc.length.clamp(max=self.count))

@@ -29,8 +29,12 @@ _ADVICE = (
 )
 
 
-def _refuse_bool() -> NoReturn:
-    raise TypeError(_ADVICE)
+class PredicateError(ValueError):
+    """A predicate says what cannot be read in every way; the message shows the expression."""
+
+
+def _refuse_bool(text: str = "a comparison") -> NoReturn:
+    raise PredicateError(f"{text} is used as a single yes or no; {_ADVICE}")
 
 
 def _tensor(value: Tensor | int) -> Tensor:
@@ -48,14 +52,28 @@ class Truth:
     can: Tensor
     must: Tensor
 
-    def __and__(self, other: Truth) -> Truth:
-        return Truth(self.can & other.can, self.must & other.must)
+    def __and__(self, other: Truth | bool) -> Truth:
+        o = other if isinstance(other, Truth) else Truth.always(other, self)
+        return Truth(self.can & o.can, self.must & o.must)
 
-    def __or__(self, other: Truth) -> Truth:
-        return Truth(self.can | other.can, self.must | other.must)
+    def __or__(self, other: Truth | bool) -> Truth:
+        o = other if isinstance(other, Truth) else Truth.always(other, self)
+        return Truth(self.can | o.can, self.must | o.must)
 
     def __invert__(self) -> Truth:
         return Truth(~self.must, ~self.can)
+
+    def __rand__(self, other: bool) -> Truth:
+        return self & Truth.always(other, self)
+
+    def __ror__(self, other: bool) -> Truth:
+        return self | Truth.always(other, self)
+
+    @classmethod
+    def always(cls, value: bool, like: Truth) -> Truth:
+        """A constant, of the shape of another answer."""
+        same = torch.full_like(like.can, value)
+        return cls(same, same)
 
     def __bool__(self) -> bool:
         _refuse_bool()
@@ -97,7 +115,7 @@ class Span:
 
     def __mod__(self, other: int) -> Span:
         if not isinstance(other, int):
-            raise TypeError("the right side of % in a predicate must be a constant (a field of the pattern)")
+            raise PredicateError("the right side of % in a predicate must be a constant (a field of the pattern)")
         first, last = _tensor(self.lo % other), _tensor(self.hi % other)
         wraps = (_tensor(self.hi - self.lo) >= other) | (first > last)
         return Span(torch.where(wraps, 0, first), torch.where(wraps, other - 1, last))
@@ -135,31 +153,70 @@ def _span(value: object) -> Span:
         return value
     if isinstance(value, int | Tensor):
         return Span(value, value)
-    raise TypeError(f"a predicate may combine positions with integers only, not with {value!r}")
+    raise PredicateError(f"a predicate may combine positions with integers only, not with {value!r}")
 
 
-def _binary(op: str, level: int, swapped: bool = False) -> Callable[[Symbol, object], Symbol]:
+def _binary(op: str, swapped: bool = False) -> Callable[[Symbol, object], Symbol]:
     """An operator that writes itself down, with parentheses only where Python's own precedence needs them."""
+    level, takes, gives = _OPERATORS[op]
 
     def write(self: Symbol, other: object) -> Symbol:
-        left, right = (_symbol(other), self) if swapped else (self, _symbol(other))
+        left, right = (_symbol(other, op, self), self) if swapped else (self, _symbol(other, op, self))
         # Comparisons do not chain and `-`, `//`, `%` do not associate to the right: one level tighter there.
         text = f"{left.inside(level + (level == 1))} {op} {right.inside(level + 1)}"
-        return Symbol(text, level, left.names | right.names)
+        if left.truth != takes or right.truth != takes:
+            kind = "comparisons" if takes else "positions and integers"
+            raise PredicateError(f"`{text}`: {op} combines {kind} only")
+        if op == "%" and right.names:
+            raise PredicateError(f"`{text}`: the right side of % must be a constant (a field of the pattern)")
+        blocks = left.blocks | right.blocks
+        if op == "//" and not right.names and left.names & {"q", "k"}:
+            blocks |= {int(right.text)}
+        return Symbol(text, level, left.names | right.names, gives, blocks)
 
     return write
+
+
+# Precedence, whether the operands must be truths, and whether the result is one.
+_OPERATORS = {
+    "+": (5, False, False),
+    "-": (5, False, False),
+    "*": (6, False, False),
+    "//": (6, False, False),
+    "%": (6, False, False),
+    "&": (4, True, True),
+    "|": (2, True, True),
+    **{op: (1, False, True) for op in ("<", "<=", ">", ">=", "==", "!=")},
+}
+
+
+def _refused(written: str) -> Callable[..., NoReturn]:
+    """An operator that Python has and a predicate has not."""
+
+    def refuse(self: Symbol, *others: object) -> NoReturn:
+        text = written.format(self.inside(9), *others)
+        raise PredicateError(f"`{text}` is not allowed in a predicate; allowed are + - * // %, comparisons and & | ~")
+
+    return refuse
 
 
 @dataclass(frozen=True, eq=False)
 class Symbol:
     """A name, or an expression over names, that writes itself down: the text reading of a predicate.
 
-    ``level`` is the expression's precedence (higher binds tighter) and ``names`` are the names that occur in it.
+    Attributes:
+        text: the expression.
+        level: its precedence; higher binds tighter.
+        names: the names that occur in it.
+        truth: whether it is a comparison, or made of some, rather than a number.
+        blocks: the constants by which something made of ``q`` or ``k`` is divided with ``//``.
     """
 
     text: str
     level: int = 9
     names: frozenset[str] = frozenset()
+    truth: bool = False
+    blocks: frozenset[int] = frozenset()
 
     @classmethod
     def named(cls, name: str) -> Symbol:
@@ -173,30 +230,57 @@ class Symbol:
     def __str__(self) -> str:
         return self.text
 
-    __add__, __radd__ = _binary("+", 5), _binary("+", 5, swapped=True)
-    __sub__, __rsub__ = _binary("-", 5), _binary("-", 5, swapped=True)
-    __mul__, __rmul__ = _binary("*", 6), _binary("*", 6, swapped=True)
-    __floordiv__, __rfloordiv__ = _binary("//", 6), _binary("//", 6, swapped=True)
-    __mod__ = _binary("%", 6)
-    __and__, __rand__ = _binary("&", 4), _binary("&", 4, swapped=True)
-    __or__, __ror__ = _binary("|", 2), _binary("|", 2, swapped=True)
-    __lt__, __le__ = _binary("<", 1), _binary("<=", 1)
-    __gt__, __ge__ = _binary(">", 1), _binary(">=", 1)
-    __eq__, __ne__ = _binary("==", 1), _binary("!=", 1)  # type: ignore[assignment]
+    __add__, __radd__ = _binary("+"), _binary("+", swapped=True)
+    __sub__, __rsub__ = _binary("-"), _binary("-", swapped=True)
+    __mul__, __rmul__ = _binary("*"), _binary("*", swapped=True)
+    __floordiv__, __rfloordiv__ = _binary("//"), _binary("//", swapped=True)
+    __mod__, __rmod__ = _binary("%"), _binary("%", swapped=True)
+    __and__, __rand__ = _binary("&"), _binary("&", swapped=True)
+    __or__, __ror__ = _binary("|"), _binary("|", swapped=True)
+    __lt__, __le__ = _binary("<"), _binary("<=")
+    __gt__, __ge__ = _binary(">"), _binary(">=")
+    __eq__, __ne__ = _binary("=="), _binary("!=")  # type: ignore[assignment]
     __hash__ = None  # type: ignore[assignment]
 
+    __truediv__, __rtruediv__ = _refused("{0} / {1}"), _refused("{1} / {0}")
+    __pow__, __rpow__ = _refused("{0} ** {1}"), _refused("{1} ** {0}")
+    __xor__, __rxor__ = _refused("{0} ^ {1}"), _refused("{1} ^ {0}")
+    __lshift__, __rshift__ = _refused("{0} << {1}"), _refused("{0} >> {1}")
+    __neg__, __abs__ = _refused("-{0}"), _refused("abs({0})")
+    __int__, __float__, __index__ = _refused("int({0})"), _refused("float({0})"), _refused("int({0})")
+    __divmod__, __matmul__ = _refused("divmod({0}, {1})"), _refused("{0} @ {1}")
+    __iter__, __len__ = _refused("iter({0})"), _refused("len({0})")
+    __getitem__ = _refused("{0}[{1}]")
+
+    def __getattr__(self, name: str) -> NoReturn:
+        # Copying, pickling and torch look for names of this kind, and go on without them.
+        if name.startswith("__"):
+            raise AttributeError(name)
+        _refused(f"{{0}}.{name}")(self)
+
     def __invert__(self) -> Symbol:
-        return Symbol(f"~{self.inside(8)}", 8, self.names)
+        if not self.truth:
+            raise PredicateError(f"`~{self.inside(8)}`: ~ negates comparisons only")
+        return Symbol(f"~{self.inside(8)}", 8, self.names, True, self.blocks)
 
     def __bool__(self) -> bool:
-        _refuse_bool()
+        _refuse_bool(f"`{self.text}`")
 
 
-def _symbol(value: object) -> Symbol:
+class DocumentSymbol:
+    """What stands for ``doc`` in the text reading: any attribute asked of it is a variable."""
+
+    def __getattr__(self, name: str) -> Symbol:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return Symbol.named(f"doc.{name}")
+
+
+def _symbol(value: object, op: str, beside: Symbol) -> Symbol:
     if isinstance(value, Symbol):
         return value
     if isinstance(value, bool):
-        return Symbol(str(value))
+        return Symbol(str(value), truth=True)
     if isinstance(value, int):
         return Symbol(str(value), 9 if value >= 0 else 5)
-    raise TypeError(f"a predicate may combine positions with integers only, not with {value!r}")
+    raise PredicateError(f"`{beside.text}` {op} {value!r}: a predicate may combine positions with integers only")

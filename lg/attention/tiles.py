@@ -7,8 +7,9 @@ grow with the edges of what is seen, never with the square of the sequence.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import TypeVar, cast
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor
 
 from lg.attention.documents import Documents
 from lg.attention.pattern import Pattern
-from lg.attention.reading import Span
+from lg.attention.reading import Span, Truth
 
 _T = TypeVar("_T")
 
@@ -73,12 +74,30 @@ class Tiles:
         pattern: what may be seen.
         documents: where documents lie in the sequence.
         num_kv_heads: KV heads of the layer; matters only to a pattern whose heads differ.
+        queries: first query and end (exclusive), where only a chunk of the sequence asks, as in chunked prefill; keys
+            are always those of the whole sequence. By default every token asks.
+
+    Raises:
+        ValueError: if the pattern asks for what the documents do not have, is made for another number of KV heads, or
+            there are no such queries.
     """
 
-    def __init__(self, pattern: Pattern, documents: Documents, num_kv_heads: int = 1) -> None:
+    def __init__(
+        self,
+        pattern: Pattern,
+        documents: Documents,
+        num_kv_heads: int = 1,
+        queries: tuple[int, int] | None = None,
+    ) -> None:
         self.pattern = pattern
         self.documents = documents
+        self.queries = queries or (0, documents.length)
         self.heads = num_kv_heads if pattern.heads_differ else 1
+        if pattern.made_for not in (None, num_kv_heads):
+            raise ValueError(f"{pattern} is made for {pattern.made_for} KV heads, but the layer has {num_kv_heads}")
+        if not 0 <= self.queries[0] < self.queries[1] <= documents.length:
+            raise ValueError(f"queries {self.queries} are not allowed; they must lie within {documents.length} tokens")
+        self._attributes = {name: documents.attribute(name) for name in pattern.attributes}
         self._kept: dict[object, object] = {}
 
     def kept(self, key: object, build: Callable[[], _T]) -> _T:
@@ -97,11 +116,67 @@ class Tiles:
             ("transposed", block_q, block_k), lambda: self._squares(block_q, block_k).table(transpose=True)
         )
 
+    def seen(self, query: Tensor, key: Tensor, head: Tensor | int = 0) -> Tensor:
+        """The token reading on the packed sequence: the predicate, within one document.
+
+        Args:
+            query: tokens of the sequence, of any shape, on any device.
+            key: tokens of the sequence, of a shape that broadcasts with ``query``.
+            head: KV heads, likewise.
+        """
+        on, device = self.documents, query.device
+        owner, position = on.of_token.to(device), on.positions.to(device)
+        document = owner[query]
+        doc = SimpleNamespace(**{name: values.to(device)[document] for name, values in self._attributes.items()})
+        return self.pattern.mask(position[query], position[key], head, doc) & (document == owner[key])
+
+    def read(self, q: Span, k: Span, head: Tensor, document: Tensor) -> Truth:
+        """The tile reading of rectangles that lie each in one document.
+
+        Args:
+            q, k: spans counted from the start of the document.
+            head: each rectangle's KV head.
+            document: each rectangle's document.
+        """
+        values = {name: x[document] for name, x in self._attributes.items()}
+        doc = SimpleNamespace(**{name: Span(x, x) for name, x in values.items()})
+        return self.pattern.tile(q, k, Span(head, head), doc)
+
+    def needs(self, query_chunks: Sequence[tuple[int, int]], key_chunks: Sequence[tuple[int, int]]) -> Tensor:
+        """The shard reading: does any query of one chunk see any key of another?
+
+        Args:
+            query_chunks: first token and end (exclusive) of each chunk of queries, in any order.
+            key_chunks: the same, of keys.
+
+        Returns:
+            bool [heads, query chunks, key chunks], on the host.
+
+        >>> from lg.attention import Documents, SinkWindow
+        >>> chunks = [(0, 1000), (1000, 2000), (2000, 3000), (3000, 4000)]
+        >>> SinkWindow(window=300, sinks=4).tiles(Documents(4000)).needs(chunks, chunks)[0].int()
+        tensor([[1, 0, 0, 0],
+                [1, 1, 0, 0],
+                [1, 1, 1, 0],
+                [1, 0, 1, 1]], dtype=torch.int32)
+        """
+        from lg.attention.shard import needs
+
+        return needs(self, query_chunks, key_chunks)
+
+    def leaks(self) -> Tensor:
+        """Which tokens may come to know of a later one: bool [L], on the host.
+
+        A token's next-token target is void if it, or an earlier token of its document, sees a key behind it: what
+        that key says is then known before it is asked for, in the same layer or a later one. Of a causal pattern all
+        are False.
+        """
+        from lg.attention.leaks import leaks
+
+        return self.kept("leaks", lambda: leaks(self))
+
     def _squares(self, block_q: int, block_k: int) -> _Squares:
-        return self.kept(
-            ("squares", block_q, block_k),
-            lambda: _squares(self.pattern, self.documents, self.heads, block_q, block_k),
-        )
+        return self.kept(("squares", block_q, block_k), lambda: _squares(self, block_q, block_k))
 
 
 @dataclass(frozen=True, eq=False)
@@ -111,20 +186,21 @@ class _Squares:
     Rows are (root, i, j), and a root is ``head * documents + document``.
     """
 
-    documents: Documents
     heads: int
+    num_documents: int
     blocks: tuple[int, int]
+    grid: tuple[int, int]
     full: list[tuple[int, Tensor]]
     partial: Tensor
 
     def table(self, transpose: bool) -> TileTable:
         block_q, block_k = self.blocks[::-1] if transpose else self.blocks
-        num_rows, num_columns = (-(-self.documents.length // b) for b in (block_q, block_k))
+        num_rows, num_columns = self.grid[::-1] if transpose else self.grid
 
         def place(root: Tensor, i: Tensor, j: Tensor) -> Tensor:
             row, column = (j, i) if transpose else (i, j)
             if self.heads > 1:
-                row = row + root // len(self.documents.starts) * num_rows
+                row = row + root // self.num_documents * num_rows
             return row * num_columns + column
 
         # Each full square gives one segment to each of its rows, known by the place of its first tile.
@@ -158,14 +234,21 @@ class _Squares:
         )
 
 
-def _squares(pattern: Pattern, documents: Documents, heads: int, block_q: int, block_k: int) -> _Squares:
-    # One root for each head and document: the smallest power-of-two square of tiles that covers the document.
-    start, end = documents.bounds.repeat(1, heads)
-    head = torch.arange(heads).repeat_interleave(len(documents.starts))
-    cap = end - 1 - start
-    first_i, first_j = start // block_q, start // block_k
-    tiles = torch.maximum((end - 1) // block_q - first_i, (end - 1) // block_k - first_j) + 1
-    level = torch.tensor([(n - 1).bit_length() for n in tiles.tolist()])
+def _squares(tiles: Tiles, block_q: int, block_k: int) -> _Squares:
+    # One root for each head and document: the smallest power-of-two square of tiles that covers its queries and keys.
+    start, end = tiles.documents.bounds
+    first_query, end_query = tiles.queries
+    asks = ((start < end_query) & (end > first_query)).nonzero().squeeze(1)
+    document, head = asks.repeat(tiles.heads), torch.arange(tiles.heads).repeat_interleave(asks.numel())
+    start, end = start[document], end[document]
+    # Bounds of queries and of keys, counted from the document's start.
+    q_first, q_last = (first_query - start).clamp(min=0), torch.minimum(end, torch.tensor(end_query)) - 1 - start
+    k_last = end - 1 - start
+    # Tile (0, 0) begins at the first query, and at the first key, of the sequence.
+    q_shift, k_shift = first_query - start, -start
+    first_i, first_j = (q_first - q_shift) // block_q, start // block_k
+    span = torch.maximum((q_last - q_shift) // block_q - first_i, (end - 1) // block_k - first_j) + 1
+    level = torch.tensor([(n - 1).bit_length() for n in span.tolist()])
     roots = torch.stack((torch.arange(start.numel()), first_i, first_j))
 
     full: list[tuple[int, Tensor]] = []
@@ -177,55 +260,37 @@ def _squares(pattern: Pattern, documents: Documents, heads: int, block_q: int, b
         nodes = torch.cat((nodes, roots[:, (level <= depth) & (level > below)]), 1)
         root, i, j = nodes
         # What belongs to a single root broadcasts.
-        first, last, h = (x if x.numel() == 1 else x.index_select(0, root) for x in (start, cap, head))
-        q_lo, k_lo = i * block_q - first, j * block_k - first
+        of_root = [
+            x if x.numel() == 1 else x.index_select(0, root)
+            for x in (q_shift, k_shift, q_first, q_last, k_last, head, document)
+        ]
+        to_q, to_k, q_min, q_max, k_max, h, doc = of_root
+        q_lo, k_lo = i * block_q + to_q, j * block_k + to_k
         q_hi, k_hi = q_lo + (size * block_q - 1), k_lo + (size * block_k - 1)
-        seen = pattern.tile(
-            Span(q_lo.clamp(min=0), torch.minimum(q_hi, last)),
-            Span(k_lo.clamp(min=0), torch.minimum(k_hi, last)),
-            Span(h, h),
+        seen = tiles.read(
+            Span(torch.maximum(q_lo, q_min), torch.minimum(q_hi, q_max)),
+            Span(k_lo.clamp(min=0), torch.minimum(k_hi, k_max)),
+            h,
+            doc,
         )
-        alive = seen.can & (torch.maximum(q_lo, k_lo) <= last)
-        inside = (torch.minimum(q_lo, k_lo) >= 0) & (torch.maximum(q_hi, k_hi) <= last)
+        alive = seen.can & (q_lo <= q_max) & (k_lo <= k_max)
+        inside = (q_lo >= q_min) & (k_lo >= 0) & (q_hi <= q_max) & (k_hi <= k_max)
         whole = alive & seen.must & inside
-        full.append((size, _kept(nodes, whole)))
-        nodes = _kept(nodes, alive & ~whole)
+        full.append((size, kept_columns(nodes, whole)))
+        nodes = kept_columns(nodes, alive & ~whole)
         if depth:
-            nodes = _cut(nodes, size, 1 << (depth - below))
+            nodes = cut(nodes, size, 1 << (depth - below))
         depth = below
-    return _Squares(documents, heads, (block_q, block_k), full, nodes)
+    grid = (-(-(end_query - first_query) // block_q), -(-tiles.documents.length // block_k))
+    return _Squares(tiles.heads, asks.numel(), (block_q, block_k), grid, full, nodes)
 
 
-def later_key_seen(pattern: Pattern, length: int, heads: int = 1) -> bool:
-    """Whether some query of a document of ``length`` tokens sees a key behind it.
-
-    The half above the diagonal is made of squares of tokens; each is cut in four until the tile reading rules it out.
-    """
-    size = 1 << max(length - 1, 1).bit_length()
-    nodes = torch.empty(3, 0, dtype=torch.int64)
-    while size > 1:
-        size //= 2
-        corner = torch.arange(0, length, 2 * size).repeat(heads)
-        head = torch.arange(heads).repeat_interleave(corner.numel() // heads)
-        nodes = torch.cat((nodes, torch.stack((head, corner, corner + size))), 1)
-        nodes = _kept(nodes, (nodes[1:] < length).all(0))
-        head, q, k = nodes
-        last = length - 1
-        seen = pattern.tile(
-            Span(q, (q + size - 1).clamp(max=last)), Span(k, (k + size - 1).clamp(max=last)), Span(head, head)
-        )
-        if bool(seen.must.any()) or (size == 1 and bool(seen.can.any())):
-            return True
-        nodes = _cut(_kept(nodes, seen.can), size, 2) if size > 1 else nodes
-    return False
-
-
-def _kept(nodes: Tensor, keep: Tensor) -> Tensor:
+def kept_columns(nodes: Tensor, keep: Tensor) -> Tensor:
     """The columns of ``nodes`` where ``keep`` is True; much faster than an index of bools."""
     return nodes.index_select(1, keep.nonzero().squeeze(1))
 
 
-def _cut(nodes: Tensor, size: int, parts: int) -> Tensor:
+def cut(nodes: Tensor, size: int, parts: int) -> Tensor:
     """Each square in ``parts`` x ``parts``: ``nodes`` are owner, first row and first column of each."""
     edge = torch.arange(0, size, size // parts)
     owner, i, j = nodes[:, :, None, None]

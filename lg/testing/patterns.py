@@ -105,9 +105,8 @@ def _check_text(pattern: Pattern) -> None:
 
 def _brute_force(tiles: Tiles) -> Tensor:
     """Every pair of tokens: bool [heads, L, L]."""
-    position, start = tiles.documents.positions, tiles.documents.start_of_token
-    head = torch.arange(tiles.heads)[:, None, None]
-    return tiles.pattern.mask(position[:, None], position, head) & (start[:, None] == start)
+    query, key = torch.arange(*tiles.queries)[:, None], torch.arange(tiles.documents.length)
+    return tiles.seen(query, key, torch.arange(tiles.heads)[:, None, None])
 
 
 def _in_tiles(seen: Tensor, block_q: int, block_k: int) -> tuple[Tensor, Tensor]:

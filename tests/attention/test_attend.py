@@ -125,9 +125,9 @@ def test_auto_says_once_what_it_took_and_why(caplog: pytest.LogCaptureFixture) -
     ("shapes", "says"),
     [
         (((1, 3, 10, 4), (1, 2, 10, 4), (1, 2, 10, 4)), "H a multiple of G"),
-        (((1, 2, 10, 4), (1, 2, 9, 4), (1, 2, 9, 4)), "do not fit"),
+        (((1, 2, 10, 4), (1, 2, 9, 4), (1, 2, 9, 4)), "on 10 tokens, but q has 10 and k and v have 9"),
         (((1, 2, 10, 4), (1, 2, 10, 4), (1, 1, 10, 4)), "do not fit"),
-        (((1, 2, 8, 4), (1, 2, 8, 4), (1, 2, 8, 4)), "the tiles are of 10 tokens"),
+        (((1, 2, 8, 4), (1, 2, 8, 4), (1, 2, 8, 4)), "the tiles are of 10 queries on 10 tokens, but q has 8"),
     ],
 )
 def test_shapes_that_do_not_fit_are_refused(shapes: Any, says: str) -> None:

@@ -5,7 +5,7 @@ import random
 import pytest
 import torch
 
-from lg.attention.reading import Span, Symbol
+from lg.attention.reading import PredicateError, Span, Symbol
 
 EXPRESSIONS = {
     "q - k < 7": lambda q, k: q - k < 7,
@@ -74,11 +74,11 @@ def test_spans_of_tensors_answer_elementwise() -> None:
 )
 @pytest.mark.parametrize("operands", [(Span(0, 3), Span(0, 3)), (Symbol.named("q"), Symbol.named("k"))])
 def test_words_and_chains_are_refused_with_advice(predicate: object, operands: tuple[object, object]) -> None:
-    with pytest.raises(TypeError, match=r"use & \| ~ with each comparison in parentheses"):
+    with pytest.raises(PredicateError, match=r"use & \| ~ with each comparison in parentheses"):
         predicate(*operands)  # type: ignore[operator]
 
 
 def test_only_integers_combine_with_positions() -> None:
     for q in (Span(0, 1), Symbol.named("q")):
-        with pytest.raises(TypeError, match="integers only"):
+        with pytest.raises(PredicateError, match="integers only"):
             q + 1.5

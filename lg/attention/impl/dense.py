@@ -1,6 +1,6 @@
 """The oracle: attention with the whole mask written out. Slow, and what every other implementation is held to.
 
-Shapes: B batch, H query heads, G KV heads, L tokens, D head width.
+Shapes: B batch, H query heads, G KV heads, L tokens, Lq queries, D head width.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
-    """Softmax attention in the inputs' own type (hand it float64 for an oracle): [B, H, L, D].
+    """Softmax attention in the inputs' own type (hand it float64 for an oracle): [B, H, Lq, D].
 
     A query that sees nothing gives 0.
     """
@@ -32,8 +32,8 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
 
 
 def _mask(tiles: Tiles, device: torch.device) -> Tensor:
-    """Which key each query sees, in each head of the tiles: bool [tiles.heads, L, L]."""
-    position = tiles.documents.positions.to(device)
-    start = tiles.documents.start_of_token.to(device)
+    """Which key each query sees, in each head of the tiles: bool [tiles.heads, Lq, L]."""
+    query = torch.arange(*tiles.queries, device=device)[:, None]
+    key = torch.arange(tiles.documents.length, device=device)
     head = torch.arange(tiles.heads, device=device)[:, None, None]
-    return tiles.pattern.mask(position[:, None], position, head) & (start[:, None] == start)
+    return tiles.seen(query, key, head)

@@ -7,9 +7,10 @@ Shapes: B batch, H query heads, G KV heads, L tokens, D head width, T tiles a si
 
 from __future__ import annotations
 
+from collections import namedtuple
 from collections.abc import Callable
 from functools import cache
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,9 +26,15 @@ _LIMIT = 4096
 
 
 class _Plan(NamedTuple):
-    """A `BlockMask` taken apart: tile lists of queries and of keys, and each token's document start [L]."""
+    """A `BlockMask` taken apart, and the documents: all that changes from one batch to the next.
 
+    ``start`` and ``document`` are of each token [L], ``attributes`` of each document, ``first`` is the first query [1].
+    """
+
+    first: Tensor
     start: Tensor
+    document: Tensor
+    attributes: tuple[Tensor, ...]
     lists: tuple[Tensor, ...]
 
 
@@ -52,39 +59,62 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     with torch._dynamo.config.patch(
         recompile_limit=_LIMIT, accumulated_recompile_limit=_LIMIT, fail_on_recompile_limit_hit=True
     ):
-        return compiled(q, k, v, plan.start, *plan.lists)
+        return compiled(q, k, v, plan)
+
+
+def block_mask(tiles: Tiles, groups: int, device: torch.device) -> BlockMask:
+    """The tiles as a `BlockMask`, on ``groups`` query heads for each KV head."""
+    plan = _plan(tiles, groups, device)
+    queries = tiles.queries[1] - tiles.queries[0]
+    return _mask(tiles.pattern, _doc(tiles.pattern), groups, plan, (queries, tiles.documents.length))
 
 
 @cache
-def _compiled(pattern: Pattern, groups: int, scale: float) -> Callable[..., Tensor]:
-    def run(q: Tensor, k: Tensor, v: Tensor, start: Tensor, *lists: Tensor) -> Tensor:
-        def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
-            first = start[query]
-            seen: Tensor = pattern.sees(query - first, key - first, h // groups)
-            return (first == start[key]) & seen
+def _compiled(pattern: Pattern, groups: int, scale: float) -> Callable[[Tensor, Tensor, Tensor, _Plan], Tensor]:
+    # Made here: torch's compiler need not follow how a predicate is read as text.
+    doc = _doc(pattern)
 
-        # A key of an earlier document has a negative index here; "same document" masks it whatever is seen of it.
-        length = q.shape[2]
-        # The order is BlockMask's own: partial and full tiles by query, then by key.
-        partial_q, partial_qi, full_q, full_qi, partial_k, partial_ki, full_k, full_ki = lists
-        mask = BlockMask(
-            (length, length),
-            partial_q,
-            partial_qi,
-            full_q,
-            full_qi,
-            partial_k,
-            partial_ki,
-            full_k,
-            full_ki,
-            BLOCK_SIZE=(_BLOCK, _BLOCK),
-            mask_mod=visible,
-        )
+    def run(q: Tensor, k: Tensor, v: Tensor, plan: _Plan) -> Tensor:
+        mask = _mask(pattern, doc, groups, plan, (q.shape[2], k.shape[2]))
         out = flex_attention(q, k, v, block_mask=mask, scale=scale, enable_gqa=groups > 1)
         assert isinstance(out, Tensor)
         return out
 
     return torch.compile(run, fullgraph=True)
+
+
+def _doc(pattern: Pattern) -> Callable[..., Any]:
+    """The type of what the predicate is handed for ``doc``: a named tuple, which torch's compiler knows."""
+    return namedtuple("_Doc", pattern.attributes)
+
+
+def _mask(pattern: Pattern, doc: Callable[..., Any], groups: int, plan: _Plan, lengths: tuple[int, int]) -> BlockMask:
+    first, start, document, attributes, lists = plan
+
+    def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
+        token = query + first[0]
+        begin, own = start[token], document[token]
+        # A key of an earlier document has a negative index here; "same document" masks it whatever is seen of it.
+        seen: Tensor = pattern.read(
+            token - begin, key - begin, h // groups, doc(*[values[own] for values in attributes])
+        )
+        return (own == document[key]) & seen
+
+    # The order is BlockMask's own: partial and full tiles by query, then by key.
+    partial_q, partial_qi, full_q, full_qi, partial_k, partial_ki, full_k, full_ki = lists
+    return BlockMask(
+        lengths,
+        partial_q,
+        partial_qi,
+        full_q,
+        full_qi,
+        partial_k,
+        partial_ki,
+        full_k,
+        full_ki,
+        BLOCK_SIZE=(_BLOCK, _BLOCK),
+        mask_mod=visible,
+    )
 
 
 def _plan(tiles: Tiles, groups: int, device: torch.device) -> _Plan:
@@ -93,7 +123,14 @@ def _plan(tiles: Tiles, groups: int, device: torch.device) -> _Plan:
     if tiles.heads > 1:
         # A BlockMask's heads are query heads.
         lists = (x.repeat_interleave(groups, 1) for x in lists)
-    return _Plan(tiles.documents.start_of_token.to(device), tuple(lists))
+    on = tiles.documents
+    return _Plan(
+        torch.tensor([tiles.queries[0]], dtype=torch.int32, device=device),
+        on.start_of_token.to(device),
+        on.of_token.to(device),
+        tuple(on.attribute(name).to(device, torch.int32) for name in tiles.pattern.attributes),
+        tuple(lists),
+    )
 
 
 def _lists(table: TileTable) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -2,8 +2,8 @@
 
 What a CPU trains with: linear in the sequence for a window, exact for any pattern, differentiated by autograd itself.
 
-Shapes: B batch, H query heads, G KV heads, L tokens, D head width, R blocks of queries, M gathered blocks a row,
-N tokens in a block.
+Shapes: B batch, H query heads, G KV heads, L tokens, Lq queries, D head width, R blocks of queries, C blocks of keys,
+M gathered blocks a row, N tokens in a block.
 """
 
 from __future__ import annotations
@@ -34,28 +34,28 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
-    """Attention over gathered blocks: [B, H, L, D]. A query that sees nothing gives 0."""
-    batch, heads_q, length, width = q.shape
+    """Attention over gathered blocks: [B, H, Lq, D]. A query that sees nothing gives 0."""
+    batch, heads_q, num_queries, width = q.shape
     heads_kv, n = k.shape[1], _BLOCK
     groups = heads_q // heads_kv
     plan = tiles.kept(("gather", q.dtype, q.device, groups), lambda: _plan(tiles, groups, q.dtype, q.device))
     rows, per_row = plan.blocks.shape[1:]
-    ragged = rows * n - length
+    columns = -(-k.shape[2] // n)
 
     # The query heads of one KV head become more rows of its block of queries: keys and values are not repeated.
-    q_rows = pad(q, (0, 0, 0, ragged)).view(batch, heads_kv, groups, rows, n, width).transpose(2, 3)
+    q_rows = pad(q, (0, 0, 0, rows * n - num_queries)).view(batch, heads_kv, groups, rows, n, width).transpose(2, 3)
     q_rows = q_rows.reshape(batch * heads_kv, rows, groups * n, width)
-    row_of_head = torch.arange(batch * heads_kv, device=q.device).view(batch, heads_kv, 1, 1) * rows
-    index = (row_of_head + plan.blocks).flatten()
+    first_of_head = torch.arange(batch * heads_kv, device=q.device).view(batch, heads_kv, 1, 1) * columns
+    index = (first_of_head + plan.blocks).flatten()
 
     def gathered(x: Tensor) -> Tensor:
-        blocks = pad(x, (0, 0, 0, ragged)).reshape(batch * heads_kv * rows, n * width)
+        blocks = pad(x, (0, 0, 0, columns * n - k.shape[2])).reshape(batch * heads_kv * columns, n * width)
         return blocks.index_select(0, index).view(batch * heads_kv, rows, per_row * n, width)
 
     bias = plan.bias if tiles.heads == 1 else plan.bias.repeat(batch, 1, 1, 1)
     out = scaled_dot_product_attention(q_rows, gathered(k), gathered(v), attn_mask=bias, scale=scale)
     out = out.view(batch, heads_kv, rows, groups, n, width).transpose(2, 3)
-    out = out.reshape(batch, heads_q, rows * n, width)[:, :, :length]
+    out = out.reshape(batch, heads_q, rows * n, width)[:, :, :num_queries]
     return out if plan.blind is None else out.masked_fill(plan.blind.repeat_interleave(heads_q // tiles.heads, 0), 0.0)
 
 
@@ -75,19 +75,16 @@ def _plan(tiles: Tiles, groups: int, dtype: torch.dtype, device: torch.device) -
     blocks[row, slot] = column
     blocks = blocks.view(table.heads, table.num_rows, -1)
 
-    docs = tiles.documents
-    beyond = (table.num_columns + 1) * n - docs.length
-    position = pad(docs.positions, (0, beyond))
-    start = pad(docs.start_of_token, (0, beyond), value=-1)
+    first, end = tiles.queries
+    query = (first + torch.arange(table.num_rows * n)).view(1, table.num_rows, n, 1)
     key = (blocks[..., None] * n + torch.arange(n)).flatten(2)[:, :, None]
-    query = torch.arange(table.num_rows * n).view(1, table.num_rows, n, 1)
     head = torch.arange(table.heads, dtype=torch.int32).view(-1, 1, 1, 1)
-    seen = tiles.pattern.mask(position[query], position[key], head)
-    seen &= (start[query] == start[key]) & (start[query] >= 0)
+    last = tiles.documents.length - 1
+    seen = tiles.seen(query.clamp(max=last), key.clamp(max=last), head) & (query < end) & (key <= last)
 
     blind = ~seen.any(-1, keepdim=True)
     bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~(seen | blind), float("-inf"))
-    blind_of_token = blind.flatten(1, 2)[:, : docs.length]
+    blind_of_token = blind.flatten(1, 2)[:, : end - first]
     return _Plan(
         blocks.clamp(max=table.num_columns - 1).to(device),
         bias.repeat(1, 1, groups, 1).to(device),
