@@ -250,6 +250,7 @@ def _squares(tiles: Tiles, block_q: int, block_k: int) -> _Squares:
     span = torch.maximum((q_last - q_shift) // block_q - first_i, (end - 1) // block_k - first_j) + 1
     level = torch.tensor([(n - 1).bit_length() for n in span.tolist()])
     roots = torch.stack((torch.arange(start.numel()), first_i, first_j))
+    bounds = torch.stack((q_shift.expand_as(start), k_shift, q_first, q_last, k_last, head, document))
 
     full: list[tuple[int, Tensor]] = []
     nodes, depth = roots[:, :0], int(level.max())
@@ -260,10 +261,7 @@ def _squares(tiles: Tiles, block_q: int, block_k: int) -> _Squares:
         nodes = torch.cat((nodes, roots[:, (level <= depth) & (level > below)]), 1)
         root, i, j = nodes
         # What belongs to a single root broadcasts.
-        of_root = [
-            x if x.numel() == 1 else x.index_select(0, root)
-            for x in (q_shift, k_shift, q_first, q_last, k_last, head, document)
-        ]
+        of_root = bounds if bounds.shape[1] == 1 else bounds.index_select(1, root)
         to_q, to_k, q_min, q_max, k_max, h, doc = of_root
         q_lo, k_lo = i * block_q + to_q, j * block_k + to_k
         q_hi, k_hi = q_lo + (size * block_q - 1), k_lo + (size * block_k - 1)

@@ -29,6 +29,8 @@ class TextData(LightningDataModule):
             for validation.
         document_mask: whether attention and targets stop at the end of a document; if not, a row
             is one document.
+        prefix: share of each document of a row that is its prefix (``doc.prefix``), for a model with
+            `PrefixLM`; at 0 documents have none.
         num_workers: processes that prepare batches; the rows are in memory, so 0 is enough.
         seed: of the order of training documents and rows.
 
@@ -44,6 +46,7 @@ class TextData(LightningDataModule):
         batch_size: int = 1,
         held_out: float = 0.05,
         document_mask: bool = True,
+        prefix: float = 0.0,
         num_workers: int = 0,
         seed: int = 0,
     ) -> None:
@@ -56,12 +59,15 @@ class TextData(LightningDataModule):
             raise ValueError(
                 f"data.init_args.held_out: {held_out} is not allowed; it must be a share above 0 and below 1"
             )
+        if not 0 <= prefix <= 1:
+            raise ValueError(f"data.init_args.prefix: {prefix} is not allowed; it must be a share from 0 to 1")
         self.source = Stdlib() if source is None else source
         self.tokenizer = Bytes() if tokenizer is None else tokenizer
         self.row_length = row_length
         self.batch_size = batch_size
         self.held_out = held_out
         self.document_mask = document_mask
+        self.prefix = prefix
         self.num_workers = num_workers
         self.seed = seed
         self._rows: tuple[PackedRows, PackedRows] | None = None
@@ -95,8 +101,8 @@ class TextData(LightningDataModule):
         if self._rows is not None:
             return
         train, held_out = _split(self.source.documents(), self.held_out)
-        train_rows = pack(train, self.tokenizer, self.row_length, self.document_mask, self.seed)
-        val_rows = pack(held_out, self.tokenizer, self.row_length, self.document_mask, seed=0)
+        train_rows = pack(train, self.tokenizer, self.row_length, self.document_mask, self.seed, self.prefix)
+        val_rows = pack(held_out, self.tokenizer, self.row_length, self.document_mask, 0, self.prefix)
         if len(val_rows) == 0:
             raise ValueError(
                 f"data.init_args.held_out: {self.held_out} holds out too little, {len(held_out)} "

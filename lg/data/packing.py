@@ -27,23 +27,27 @@ class Row(TypedDict):
 
     ``tokens``: int64 [L]. ``targets``: int64 [L], the next token of the same document or
     ``IGNORED``. ``document_starts``: ascending positions at which a document begins, 0 first.
+    ``document_attributes``: integers of each document, by name, for patterns that ask for them.
     """
 
     tokens: Tensor
     targets: Tensor
     document_starts: list[int]
+    document_attributes: dict[str, list[int]]
 
 
 class Batch(TypedDict):
     """Rows laid end to end: one packed sequence of B * L tokens.
 
     ``tokens`` and ``targets``: int64 [B, L]. ``document_starts``: as a row's, but counted along
-    all B * L tokens; a list, so that it stays on the host, where tile tables are made.
+    all B * L tokens; a list, so that it stays on the host, where tile tables are made, as do
+    ``document_attributes``, one integer for each document.
     """
 
     tokens: Tensor
     targets: Tensor
     document_starts: list[int]
+    document_attributes: dict[str, list[int]]
 
 
 class PackedRows(Dataset[Row]):
@@ -61,6 +65,7 @@ class PackedRows(Dataset[Row]):
             cross from one text to the next (as Fu et al. train, 2024,
             https://arxiv.org/abs/2402.10171, section 3).
         seed: of the order in which the rows of the stream are numbered.
+        prefix: share of each document of a row that is its prefix, for `PrefixLM`; at 0 none is told.
     """
 
     def __init__(
@@ -71,6 +76,7 @@ class PackedRows(Dataset[Row]):
         row_length: int,
         document_mask: bool = True,
         seed: int = 0,
+        prefix: float = 0.0,
     ) -> None:
         assert row_length >= 1, row_length
         self.tokens_N = tokens_N
@@ -78,6 +84,7 @@ class PackedRows(Dataset[Row]):
         self.num_bytes = num_bytes
         self.row_length = row_length
         self.document_mask = document_mask
+        self.prefix = prefix
         # Rows in stream order would make the first few, all that a short validation reads, come
         # from one long document.
         num_rows = len(tokens_N) // row_length
@@ -106,12 +113,17 @@ class PackedRows(Dataset[Row]):
         following = self.tokens_N[begin + 1 : end + 1].long()
         targets_L[: len(following)] = following
         if not self.document_mask:
-            return Row(tokens=tokens_L, targets=targets_L, document_starts=[0])
+            return self._row(tokens_L, targets_L, [0])
         # The start at `end` lies in the next row, but this row's last token must not predict it.
         first, last, past = np.searchsorted(self.starts, [begin + 1, end, end + 1])
         targets_L[torch.from_numpy(self.starts[first:past] - begin - 1)] = IGNORED
         inside = (self.starts[first:last] - begin).tolist()
-        return Row(tokens=tokens_L, targets=targets_L, document_starts=[0, *inside])
+        return self._row(tokens_L, targets_L, [0, *inside])
+
+    def _row(self, tokens_L: Tensor, targets_L: Tensor, starts: list[int]) -> Row:
+        lengths = np.diff([*starts, self.row_length])
+        attributes = {"prefix": [int(self.prefix * length) for length in lengths]} if self.prefix else {}
+        return Row(tokens=tokens_L, targets=targets_L, document_starts=starts, document_attributes=attributes)
 
 
 def pack(
@@ -120,6 +132,7 @@ def pack(
     row_length: int,
     document_mask: bool = True,
     seed: int = 0,
+    prefix: float = 0.0,
 ) -> PackedRows:
     """Tokenize documents, at least one, and lay them end to end in an order drawn from ``seed``.
 
@@ -137,7 +150,7 @@ def pack(
     tokens_N = torch.from_numpy(np.concatenate(pieces))
     starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
     num_bytes = sum(len(document.text) + 1 for document in documents)
-    rows = PackedRows(tokens_N, starts, num_bytes, row_length, document_mask, seed)
+    rows = PackedRows(tokens_N, starts, num_bytes, row_length, document_mask, seed, prefix)
     _log.info(
         "%d tokens (%d bytes in %d documents): %d rows of %d, a remainder of %d tokens dropped",
         rows.num_tokens,
@@ -160,6 +173,10 @@ def collate(rows: Sequence[Row]) -> Batch:
         tokens=torch.stack([row["tokens"] for row in rows]),
         targets=torch.stack([row["targets"] for row in rows]),
         document_starts=starts,
+        document_attributes={
+            name: [value for row in rows for value in row["document_attributes"][name]]
+            for name in rows[0]["document_attributes"]
+        },
     )
 
 

@@ -16,7 +16,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lg.attention import Documents, Pattern
+from lg.attention import Documents, Pattern, PredicateError
 from lg.attention.attend import IMPLEMENTATIONS
 from lg.attention.schedule import Schedule, layers
 from lg.models.block import MixerSpec
@@ -33,12 +33,14 @@ log = logging.getLogger(__name__)
 class Batch(TypedDict):
     """What a data module hands over: B rows of L tokens that are one packed sequence of B * L.
 
-    ``document_starts`` stays on the host, since tile tables are built there.
+    ``document_starts`` stays on the host, since tile tables are built there; so does what patterns ask of documents,
+    ``document_attributes``, by name, which may be left out.
     """
 
     tokens: Tensor
     targets: Tensor
     document_starts: list[int]
+    document_attributes: dict[str, list[int]]
 
 
 class HybridLM(pl.LightningModule):
@@ -107,7 +109,24 @@ class HybridLM(pl.LightningModule):
         self.compile_blocks = compile
         self.decoder: Decoder | None = None
         self.val_loss = MeanMetric()
-        self._checked_length = 0
+        self._causal_up_to: dict[str, int] = {}
+        self._told: set[str] = set()
+        self._check_patterns()
+
+    def _check_patterns(self) -> None:
+        """Refuses what cannot be read, or does not fit the decoder, before anything is built."""
+        heads = self.decoder_config.num_kv_heads
+        for name, pattern in self.patterns.items():
+            if isinstance(pattern, Pattern):
+                try:
+                    fits = pattern.text and pattern.made_for in (None, heads)
+                except PredicateError as error:
+                    raise ValueError(f"model.init_args.patterns.{name}: {error}") from error
+                if not fits:
+                    raise ValueError(
+                        f"model.init_args.patterns.{name}: {pattern} is made for {pattern.made_for} KV heads, "
+                        f"but the decoder has {heads} (model.init_args.decoder.num_kv_heads)"
+                    )
 
     # Building
 
@@ -145,22 +164,45 @@ class HybridLM(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss in nats, and the number of targets that it sums over."""
-        tokens, targets = batch["tokens"], batch["targets"]
-        self._refuse_leaks(tokens.shape[1])
-        loss = self.model.loss(tokens, targets, Documents(tokens.numel(), batch["document_starts"]))
+        tokens = batch["tokens"]
+        documents = Documents(tokens.numel(), batch["document_starts"], batch.get("document_attributes", {}))
+        targets = self._without_leaks(batch["targets"], documents)
+        loss = self.model.loss(tokens, targets, documents)
         return loss, (targets != IGNORED).sum()
 
-    def _refuse_leaks(self, length: int) -> None:
-        """Next-token training is void under a pattern that shows a query the keys behind it."""
-        if length <= self._checked_length:
-            return
-        for name, pattern in self.patterns.items():
-            if isinstance(pattern, Pattern) and pattern.sees_later(length, self.decoder_config.num_kv_heads):
+    def _without_leaks(self, targets: Tensor, documents: Documents) -> Tensor:
+        """Targets, without those that a pattern shows to the query that must predict them.
+
+        Raises:
+            ValueError: if a pattern shows every query what comes next, so that nothing is left to learn.
+        """
+        length = targets.shape[1]
+        for name in dict.fromkeys(self.schedule):
+            pattern = self.patterns[name]
+            if not isinstance(pattern, Pattern) or length <= self._causal_up_to.get(name, 0):
+                continue
+            heads = self.decoder_config.num_kv_heads
+            leaks = pattern.tiles(documents, heads).leaks()
+            if not pattern.attributes and not pattern.sees_later(length, heads):
+                self._causal_up_to[name] = length
+                continue
+            last = documents.bounds[1] - 1
+            if not pattern.attributes and int(leaks.sum()) == documents.length - last.numel() > 0:
                 raise ValueError(
-                    f"model.init_args.patterns.{name}: {pattern} lets a query see later keys, so the next token would "
-                    "leak into its own prediction; write `& Causal()` into it, or k <= q into its predicate"
+                    f"model.init_args.patterns.{name}: {pattern} lets every query see later keys, so the next token "
+                    "would leak into its own prediction; write `& Causal()` into it, or k <= q into its predicate"
                 )
-        self._checked_length = length
+            if name not in self._told and bool(leaks.any()):
+                self._told.add(name)
+                log.warning(
+                    "model.init_args.patterns.%s: %s lets queries see later keys; the targets that would leak, %.0f%% "
+                    "of the first batch, are left out of the loss",
+                    name,
+                    pattern,
+                    100 * float(leaks.float().mean()),
+                )
+            targets = targets.masked_fill(leaks.view(targets.shape).to(targets.device), IGNORED)
+        return targets
 
     def on_train_start(self) -> None:
         """Starts counting the first step."""

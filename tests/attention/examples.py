@@ -1,6 +1,18 @@
 """At least one instance of every pattern that comes with lg, at sizes that meet tile edges every way."""
 
-from lg.attention import Causal, Pattern, SinkWindow, Strided, Window
+from lg.attention import (
+    Causal,
+    Chunked,
+    Dilated,
+    GlobalTokens,
+    Pattern,
+    PerHead,
+    PrefixLM,
+    ShiftedGroups,
+    SinkWindow,
+    Strided,
+    Window,
+)
 
 PATTERNS: list[Pattern] = [
     Causal(),
@@ -13,5 +25,27 @@ PATTERNS: list[Pattern] = [
     Strided(block=16, local_blocks=3, stride=5, head_step=2, offset=1),
     Strided(block=100, local_blocks=1, stride=3),
     Strided(block=64, local_blocks=1, stride=1, head_step=0),
+    Dilated(window=20, dilation=3),
+    Dilated(window=1, dilation=64),
+    Dilated(window=9, dilation=1),
+    Dilated(window=3, dilation=130),
+    Chunked(chunk=100),
+    Chunked(chunk=1),
+    Chunked(chunk=64),
+    ShiftedGroups(group=128, num_kv_heads=2),
+    ShiftedGroups(group=50, num_kv_heads=4),
+    PrefixLM(),
+    GlobalTokens(count=70),
+    GlobalTokens(count=0),
+    PerHead(patterns=(Causal(), SinkWindow(window=30, sinks=5), Strided(16, 1, 3)), heads=(1, 0, 1, 2)),
+    ~Window(window=70),
+    ~PrefixLM(),
 ]
-COMPOSED: list[Pattern] = [Causal() & Window(30), Window(50) | SinkWindow(window=3, sinks=9)]
+COMPOSED: list[Pattern] = [
+    Causal() & Window(30),
+    Window(50) | SinkWindow(window=3, sinks=9),
+    Chunked(100) & ~Window(30),
+    (GlobalTokens(10) | Window(40)) & Causal(),
+    PrefixLM() & (Strided(16, 2, 3) | Dilated(5, 7)),
+    PerHead(patterns=(Window(9), ~Window(9) & Causal()), heads=(0, 1)) | Chunked(16),
+]

@@ -156,6 +156,20 @@ def test_document_starts_stay_on_the_host() -> None:
     assert all(type(start) is int for start in moved["document_starts"])
 
 
+def test_a_share_of_each_document_is_told_as_its_prefix() -> None:
+    data = TextData(Written(), row_length=70, batch_size=2, prefix=0.5)
+    data.setup()
+    batch: Any = next(iter(data.train_dataloader()))
+    ends = [*batch["document_starts"][1:], 140]
+    assert len(batch["document_starts"]) > 2
+    assert batch["document_attributes"] == {
+        "prefix": [(end - start) // 2 for start, end in zip(batch["document_starts"], ends, strict=True)]
+    }
+    plain = TextData(Written(), row_length=70, batch_size=2)
+    plain.setup()
+    assert next(iter(plain.train_dataloader()))["document_attributes"] == {}  # type: ignore[call-overload]
+
+
 def test_default_data(default: TextData) -> None:
     assert default.vocab_size == TextData().vocab_size == 256
     assert default.bytes_per_token == 1.0
@@ -178,6 +192,8 @@ def test_before_setup() -> None:
         ("seed", -1, "at least 0"),
         ("held_out", 0.0, "above 0 and below 1"),
         ("held_out", 1.0, "above 0 and below 1"),
+        ("prefix", -0.1, "from 0 to 1"),
+        ("prefix", 1.1, "from 0 to 1"),
     ],
 )
 def test_numbers_out_of_range(name: str, value: Any, allowed: str) -> None:

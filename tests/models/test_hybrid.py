@@ -1,6 +1,7 @@
 """HybridLM trains as one would by hand, whatever the micro-batches, and its checkpoints stand alone."""
 
 import logging
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +11,13 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from lg.attention import Causal, Documents, Pattern, SinkWindow, Strided
+from lg.attention import Causal, Documents, Pattern, PrefixLM, ShiftedGroups, SinkWindow, Strided
 from lg.attention.schedule import Interleave, MiddleFull
 from lg.data import Bytes, Document, Source, TextData, collate
 from lg.models.checkpoint import FORMAT
 from lg.models.hybrid import HybridLM
 from lg.models.learning_rate import WSD, Constant
+from lg.models.loss import IGNORED
 
 SHAPE: dict[str, int | float | bool] = {
     "num_layers": 2, "width": 32, "num_heads": 4, "num_kv_heads": 2, "head_width": 8, "ffn_width": 48,
@@ -222,10 +224,73 @@ class Peek(Pattern):
         return k <= q + 1
 
 
+@dataclass(frozen=True)
+class InChunks(Pattern):
+    """Sees all of its chunk, what is to come included, and nothing else."""
+
+    chunk: int
+
+    def sees(self, q: Any, k: Any, h: Any) -> Any:
+        return q // self.chunk == k // self.chunk
+
+
+@dataclass(frozen=True)
+class Halved(Pattern):
+    """No predicate: positions are integers."""
+
+    def sees(self, q: Any, k: Any, h: Any) -> Any:
+        return k / 2 < q
+
+
 def test_a_pattern_that_sees_the_answer_is_refused(tmp_path: Path) -> None:
     model = build(patterns={"local": Peek(), "full": Causal()})
-    with pytest.raises(ValueError, match=r"model\.init_args\.patterns\.local: .*Peek\(\) lets a query see later keys"):
+    with pytest.raises(
+        ValueError, match=r"model\.init_args\.patterns\.local: .*Peek\(\) lets every query see later keys"
+    ):
         trainer(tmp_path).fit(model, data())
+
+
+def test_targets_that_a_prefix_shows_are_left_out_of_the_loss(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    keep = Keep()
+    model = build(patterns={"local": PrefixLM(), "full": Causal()}, attention="gather")
+    with caplog.at_level(logging.WARNING, "lg.models.hybrid"):
+        trainer(tmp_path, callbacks=[keep]).fit(model, data(prefix=0.5))
+    assert len([r for r in caplog.records if "targets that would leak" in r.message]) == 1
+    assert all(math.isfinite(step["train/loss_nats"]) for step in keep.logged)
+
+    tokens = torch.randint(256, (1, 64))
+    batch = {"tokens": tokens, "targets": tokens.roll(-1, 1), "document_starts": [0, 24]}
+    loss, num_targets = model._loss({**batch, "document_attributes": {"prefix": [10, 0]}})
+    # Of a prefix of ten, the first nine queries see what they would predict.
+    assert num_targets == 64 - 9
+    changed = {**batch, "targets": batch["targets"].clone()}
+    changed["targets"][0, :9] = 7
+    again, _ = model._loss({**changed, "document_attributes": {"prefix": [10, 0]}})
+    assert torch.equal(loss, again)
+    with pytest.raises(ValueError, match=r"asks for doc.prefix, but these documents have only doc.length"):
+        model._loss(batch)
+
+
+def test_the_next_token_never_reaches_a_target_that_is_kept() -> None:
+    """Changing a token changes no logits that are scored against it, in two layers that see ahead in chunks."""
+    model = build(patterns={"local": InChunks(8), "full": InChunks(8)})
+    tokens = torch.randint(256, (1, 64))
+    documents = Documents(64)
+    kept = model._without_leaks(tokens.roll(-1, 1), documents) != IGNORED
+    assert kept[0].nonzero().flatten().tolist() == list(range(7, 64, 8))
+    base = model(tokens)
+    for query in range(63):
+        other = tokens.clone()
+        other[0, query + 1] += 1
+        reached = not torch.equal(model(other)[0, query], base[0, query])
+        assert reached != bool(kept[0, query])
+
+
+def test_a_pattern_that_cannot_be_read_or_does_not_fit_names_its_key() -> None:
+    with pytest.raises(ValueError, match=r"model\.init_args\.patterns\.local: Halved\.sees: `k / 2` is not allowed"):
+        build(patterns={"local": Halved(), "full": Causal()})
+    with pytest.raises(ValueError, match=r"patterns\.local: .* made for 6 KV heads, but the decoder has \d"):
+        build(patterns={"local": ShiftedGroups(group=8, num_kv_heads=6), "full": Causal()})
 
 
 def test_a_training_without_an_end_is_refused(tmp_path: Path) -> None:
