@@ -24,6 +24,8 @@ def leaks(tiles: Tiles) -> Tensor:
     later layers carry what ``a`` learned of ``d`` to all between them. Past four million squares what is undecided
     counts as seen: more targets are left out than must be.
     """
+    if tiles.pattern.symbol.causal:
+        return torch.zeros(tiles.documents.length, dtype=torch.bool)
     start, end = tiles.documents.bounds
     document = torch.arange(start.numel()).repeat(tiles.heads)
     head = torch.arange(tiles.heads).repeat_interleave(start.numel())

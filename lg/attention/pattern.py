@@ -183,17 +183,30 @@ class Pattern(ABC):
     @property
     def text(self) -> str:
         """The text reading: the predicate with its constants filled in, over ``q``, ``k``, ``h`` and ``doc``'s."""
-        return _symbol(self).text
+        return self.symbol.text
+
+    @property
+    def symbol(self) -> Symbol:
+        """The predicate as an expression: what `text` and the properties below are read off.
+
+        Raises:
+            PredicateError: if it says what cannot be read in every way, with the pattern's name and the expression.
+        """
+        return _symbol(self, None)
+
+    def symbol_of_head(self, head: int) -> Symbol:
+        """The predicate as an expression for one KV head."""
+        return _symbol(self, head)
 
     @property
     def heads_differ(self) -> bool:
         """Whether KV heads see different keys: read off the predicate."""
-        return "h" in _symbol(self).names
+        return "h" in self.symbol.names
 
     @property
     def attributes(self) -> tuple[str, ...]:
         """What the predicate asks of ``doc``, in alphabetical order: read off the predicate."""
-        return tuple(sorted(name[4:] for name in _symbol(self).names if name.startswith("doc.")))
+        return tuple(sorted(name[4:] for name in self.symbol.names if name.startswith("doc.")))
 
     @property
     def grid(self) -> int:
@@ -201,7 +214,7 @@ class Pattern(ABC):
 
         Documents that start on multiples of it keep tiles full that would otherwise be partial.
         """
-        return math.lcm(*_symbol(self).blocks)
+        return math.lcm(*self.symbol.blocks)
 
     # What follows
 
@@ -242,18 +255,14 @@ class Pattern(ABC):
 
 
 @lru_cache(maxsize=4096)
-def _symbol(pattern: Pattern) -> Symbol:
-    """The predicate read as text.
-
-    Raises:
-        PredicateError: if it says what cannot be read in every way, with the pattern's name and the expression.
-    """
+def _symbol(pattern: Pattern, head: int | None) -> Symbol:
+    h = Symbol.named("h") if head is None else Symbol(str(head))
     try:
-        seen = pattern.read(Symbol.named("q"), Symbol.named("k"), Symbol.named("h"), DocumentSymbol())
+        seen = pattern.read(Symbol.named("q"), Symbol.named("k"), h, DocumentSymbol())
     except (PredicateError, TypeError, AttributeError, ValueError, RuntimeError) as error:
         raise PredicateError(_explained(pattern, error)) from error
     if isinstance(seen, bool):
-        return Symbol(str(seen), truth=True)
+        return Symbol(str(seen), truth=True, causal=not seen)
     if not isinstance(seen, Symbol) or not seen.truth:
         raise PredicateError(f"{type(pattern).__name__}.sees: it must return a comparison of positions, not `{seen}`")
     return seen

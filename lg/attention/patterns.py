@@ -104,11 +104,11 @@ class Strided(Pattern):
 
     def sees(self, q: Index, k: Index, h: Index) -> Any:
         local = q // self.block - k // self.block < self.local_blocks
-        return (k <= q) & (local | ((k // self.block + h * self.head_step + self.offset) % self.stride == 0))
+        return (k <= q) & (local | ((k // self.block + self._lag(h)) % self.stride == 0))
 
     def tile(self, q: Span, k: Span, h: Span, doc: Any) -> Truth:
         first, last = k.lo // self.block, torch.as_tensor(k.hi // self.block)
-        lag = torch.as_tensor((first + h.lo * self.head_step + self.offset) % self.stride)
+        lag = torch.as_tensor((first + self._lag(h.lo)) % self.stride)
         # Blocks from the first to the next stripe: a stripe within reach is seen; and the first block off the stripes
         # is the farthest that the last query must reach locally for all to be seen.
         stripe = first + torch.where(lag == 0, 0, self.stride - lag)
@@ -120,9 +120,13 @@ class Strided(Pattern):
     def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
         # Blocks below the local ones, and the stripes among them: those j with (j + lag) % stride == 0.
         far = (q // self.block - self.local_blocks + 1).clamp(min=0)
-        lag = (h * self.head_step + self.offset) % self.stride
+        lag = self._lag(h)
         stripes = (far + lag + self.stride - 1) // self.stride - (lag + self.stride - 1) // self.stride
         return q + 1 - (far - stripes) * self.block
+
+    def _lag(self, h: Index) -> Any:
+        """Blocks from a head's stripe to the next multiple of the stride."""
+        return (h * self.head_step + self.offset) % self.stride
 
 
 @dataclass(frozen=True)

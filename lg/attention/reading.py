@@ -157,7 +157,10 @@ def _span(value: object) -> Span:
 
 
 def _binary(op: str, swapped: bool = False) -> Callable[[Symbol, object], Symbol]:
-    """An operator that writes itself down, with parentheses only where Python's own precedence needs them."""
+    """An operator that writes itself down, with parentheses only where Python's own precedence needs them.
+
+    Of constants, such as the number of one head, it writes the result.
+    """
     level, takes, gives = _OPERATORS[op]
 
     def write(self: Symbol, other: object) -> Symbol:
@@ -169,12 +172,26 @@ def _binary(op: str, swapped: bool = False) -> Callable[[Symbol, object], Symbol
             raise PredicateError(f"`{text}`: {op} combines {kind} only")
         if op == "%" and right.names:
             raise PredicateError(f"`{text}`: the right side of % must be a constant (a field of the pattern)")
+        if op in ("//", "%") and right.text == "0":
+            raise PredicateError(f"`{text}` divides by zero")
+        if not left.names and not right.names:
+            return _symbol(eval(text), op, self)
         blocks = left.blocks | right.blocks
         if op == "//" and not right.names and left.names & {"q", "k"}:
             blocks |= {int(right.text)}
-        return Symbol(text, level, left.names | right.names, gives, blocks)
+        names = left.names | right.names
+        return Symbol(text, level, names, gives, blocks, _stays_behind(op, text, left, right))
 
     return write
+
+
+def _stays_behind(op: str, text: str, left: Symbol, right: Symbol) -> bool:
+    """Whether the form alone shows that nothing behind the query is seen."""
+    if op == "&":
+        return left.causal or right.causal
+    if op == "|":
+        return left.causal and right.causal
+    return text in ("k <= q", "k < q", "q >= k", "q > k", "k == q", "q == k")
 
 
 # Precedence, whether the operands must be truths, and whether the result is one.
@@ -210,6 +227,7 @@ class Symbol:
         names: the names that occur in it.
         truth: whether it is a comparison, or made of some, rather than a number.
         blocks: the constants by which something made of ``q`` or ``k`` is divided with ``//``.
+        causal: whether its form alone shows that it is False where ``k > q``.
     """
 
     text: str
@@ -217,6 +235,7 @@ class Symbol:
     names: frozenset[str] = frozenset()
     truth: bool = False
     blocks: frozenset[int] = frozenset()
+    causal: bool = False
 
     @classmethod
     def named(cls, name: str) -> Symbol:
@@ -261,6 +280,8 @@ class Symbol:
     def __invert__(self) -> Symbol:
         if not self.truth:
             raise PredicateError(f"`~{self.inside(8)}`: ~ negates comparisons only")
+        if not self.names:
+            return _symbol(self.text == "False", "~", self)
         return Symbol(f"~{self.inside(8)}", 8, self.names, True, self.blocks)
 
     def __bool__(self) -> bool:
@@ -280,7 +301,7 @@ def _symbol(value: object, op: str, beside: Symbol) -> Symbol:
     if isinstance(value, Symbol):
         return value
     if isinstance(value, bool):
-        return Symbol(str(value), truth=True)
+        return Symbol(str(value), truth=True, causal=not value)
     if isinstance(value, int):
         return Symbol(str(value), 9 if value >= 0 else 5)
     raise PredicateError(f"`{beside.text}` {op} {value!r}: a predicate may combine positions with integers only")

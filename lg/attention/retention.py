@@ -69,7 +69,9 @@ def kept(pattern: Pattern, now: int, end: int, num_kv_heads: int, doc: Mapping[s
         later = read(Span(torch.full_like(lo, now), torch.full_like(lo, end - 1)), k, head)
         alive = later.can & (lo < now)
         whole = later.must
-        for query in (now, end - 1):
+        # The next query and the last decide most; single keys may wait a few queries for theirs.
+        soon = range(now, min(now + 16, end)) if size == 1 else (now,)
+        for query in (*soon, end - 1):
             at = torch.full_like(lo, query)
             whole = whole | read(Span(at, at), k, head).must
         if size == 1:
@@ -112,24 +114,30 @@ def _joined(places: Tensor, counts: Tensor, heads: int, width: int) -> Kept:
 def alike(pattern: Pattern, num_kv_heads: int, length: int, doc: Mapping[str, int]) -> list[list[int]]:
     """KV heads that see the same keys, grouped; see `Pattern.alike`.
 
-    Each head is held against the first of every group: they differ if some pair is seen by one alone. Heads are put
-    apart unless they are proven alike.
+    Heads whose predicates read alike are alike. Others are held against each other, pair of tokens by pair, and are
+    put apart unless they are proven alike.
     """
     tiles = pattern.tiles(_one(length, doc), num_kv_heads)
     if tiles.heads == 1:
         return [list(range(num_kv_heads))]
-    groups: list[list[int]] = []
+    # What reads alike sees alike; what reads differently may still see alike, as stripes beyond the document's end do.
+    read_alike: dict[str, list[int]] = {}
     for head in range(num_kv_heads):
+        read_alike.setdefault(pattern.symbol_of_head(head).text, []).append(head)
+    groups: list[list[int]] = []
+    for heads in read_alike.values():
         leaders = torch.tensor([group[0] for group in groups], dtype=torch.int64)
-        differ = _differ(tiles, leaders, head, length).tolist()
+        differ = _differ(tiles, leaders, heads[0], length).tolist()
         if all(differ):
-            groups.append([head])
+            groups.append(heads)
         else:
-            groups[differ.index(False)].append(head)
-    return groups
+            groups[differ.index(False)] += heads
+    return sorted(sorted(group) for group in groups)
 
 
 def _differ(tiles: Tiles, leaders: Tensor, head: int, length: int) -> Tensor:
+    """Whether some pair is seen by one head alone: by each leader, or by the head. Given up early, as yes."""
+
     def read(q: Span, k: Span, owner: Tensor) -> Truth:
         document = torch.zeros_like(owner)
         a = tiles.read(q, k, leaders[owner], document)
@@ -137,7 +145,7 @@ def _differ(tiles: Tiles, leaders: Tensor, head: int, length: int) -> Tensor:
         return (a & ~b) | (b & ~a)
 
     everything = Span(torch.zeros_like(leaders), torch.full_like(leaders, length - 1))
-    return some_seen(read, everything, everything)
+    return some_seen(read, everything, everything, most=1 << 16)
 
 
 def _one(length: int, doc: Mapping[str, int]) -> Documents:

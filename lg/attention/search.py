@@ -21,22 +21,24 @@ _TOGETHER = 4096
 _MOST = 1 << 22
 
 
-def some_seen(read: Reading, q: Span, k: Span) -> Tensor:
+def some_seen(read: Reading, q: Span, k: Span, most: int = _MOST) -> Tensor:
     """Whether any pair of each rectangle is seen: bool [n].
 
-    Rectangles are searched depth first, the most recent half first, so one that sees much is found at once. What is
-    not decided after some four million halves counts as seen, which is sound: more is exchanged or kept than must be.
+    Rectangles are searched depth first, late queries and early keys first, so that one that sees much is found at
+    once. What is not decided after ``most`` halves counts as seen, which is sound: more is exchanged or kept than must
+    be.
 
     Args:
         read: the tile reading; exact for single pairs.
         q: queries, int64 bounds [n], both included; an empty rectangle (``hi < lo``) sees nothing.
         k: keys, as ``q``.
+        most: halves to look at before giving up.
     """
     corners = torch.stack([torch.as_tensor(x) for x in (q.lo, q.hi, k.lo, k.hi)])
     found = torch.zeros(corners.shape[1], dtype=torch.bool)
     stack = [torch.cat((torch.arange(corners.shape[1])[None], corners))]
     stack[0] = stack[0][:, (corners[0] <= corners[1]) & (corners[2] <= corners[3])]
-    left = _MOST
+    left = most
     while stack:
         nodes = stack.pop()
         nodes = nodes[:, ~found[nodes[0]]]
@@ -70,6 +72,6 @@ def _halves(nodes: Tensor) -> Tensor:
     owner, q_lo, q_hi, k_lo, k_hi = nodes[:, (nodes[2] > nodes[1]) | (nodes[4] > nodes[3])]
     by_q = q_hi - q_lo >= k_hi - k_lo
     q_mid, k_mid = (q_lo + q_hi) // 2, (k_lo + k_hi) // 2
-    first = torch.stack((owner, q_lo, torch.where(by_q, q_mid, q_hi), k_lo, torch.where(by_q, k_hi, k_mid)))
-    second = torch.stack((owner, torch.where(by_q, q_mid + 1, q_lo), q_hi, torch.where(by_q, k_lo, k_mid + 1), k_hi))
+    first = torch.stack((owner, q_lo, torch.where(by_q, q_mid, q_hi), torch.where(by_q, k_lo, k_mid + 1), k_hi))
+    second = torch.stack((owner, torch.where(by_q, q_mid + 1, q_lo), q_hi, k_lo, torch.where(by_q, k_hi, k_mid)))
     return torch.cat((first, second), 1)

@@ -209,7 +209,9 @@ def test_heads_differ_is_read_off_the_predicate() -> None:
     assert Strided().heads_differ
     assert not Causal().heads_differ
     assert (Causal() & Strided()).heads_differ
-    assert Strided(head_step=1).text == ("(k <= q) & ((q // 64 - k // 64 < 16) | ((k // 64 + h * 1 + 0) % 128 == 0))")
+    assert Strided(head_step=1).text == (
+        "(k <= q) & ((q // 64 - k // 64 < 16) | ((k // 64 + (h * 1 + 0) % 128) % 128 == 0))"
+    )
 
 
 def test_and_or_see_what_both_or_either_sees() -> None:
@@ -273,6 +275,7 @@ def predicate(lines: str) -> Pattern:
         ("(q < k) + 1 < 2", r"`\(q < k\) \+ 1`: \+ combines positions and integers only"),
         ("~q < k", r"`~q`: ~ negates comparisons only"),
         ("q % k == 0", r"`q % k`: the right side of % must be a constant"),
+        ("q % 0 == k", r"`q % 0` divides by zero"),
         ("torch.minimum(q, k) < 4", r"Mistaken.sees: an operation that a predicate may not use.*minimum"),
         ("q - k", r"it must return a comparison of positions, not `q - k`"),
         ("q - k < self.width", r"Mistaken.sees: .*no attribute 'width'"),

@@ -35,7 +35,7 @@ def grown(numbers: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
         st.tuples(numbers, numbers).map("({0[0]} + {0[1]})".format),
         st.tuples(numbers, st.integers(0, 5)).map("({0[0]} * {0[1]})".format),
         st.tuples(numbers, positive).map("({0[0]} // {0[1]})".format),
-        st.tuples(positive, numbers).map("({0[0]} // ({0[1]} + 1))".format),
+        st.tuples(numbers, numbers).map("({0[0]} // ({0[1]} + 1))".format),
         st.tuples(numbers, positive).map("({0[0]} % {0[1]})".format),
     )
 
