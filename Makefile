@@ -1,4 +1,5 @@
 # Two commands on a fresh machine: `make fit` trains the flagship, `make test` runs the test suite.
+# `make docs` builds the documentation into site/; a warning is an error.
 #
 #   PYTHON=python3.12     the interpreter to make .venv with (3.10 or newer)
 #   VENV=.venv            where to
@@ -13,7 +14,7 @@ CONFIG ?= configs/hybrid.yaml
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: fit test check clean
+.PHONY: fit test check docs clean
 
 fit: $(VENV)/.lg
 	$(BIN)/lg fit --config $(CONFIG)
@@ -26,8 +27,11 @@ check: $(VENV)/.lg-dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+docs: $(VENV)/.lg-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) build dist lg.egg-info .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build dist site lg.egg-info .mypy_cache .pytest_cache .ruff_cache
 	find lg tests scripts -name __pycache__ -prune -exec rm -rf {} +
 
 $(BIN)/python:
@@ -46,4 +50,8 @@ $(VENV)/.lg: pyproject.toml $(VENV)/.torch
 
 $(VENV)/.lg-dev: pyproject.toml $(VENV)/.torch
 	$(PIP) install --editable '.[dev]'
+	@touch $@ $(VENV)/.lg
+
+$(VENV)/.lg-docs: pyproject.toml $(VENV)/.torch
+	$(PIP) install --editable '.[docs]'
 	@touch $@ $(VENV)/.lg

@@ -36,11 +36,12 @@ ONLY_IN = {
         "cli",
     ],
     "triton": ["attention/impl/triton"],
+    "flash_attn": ["attention/impl/flash.py"],
     "torch.distributed": ["parallel", "monitor"],
-    "PIL": ["attention/picture.py", "monitor"],
+    "PIL": ["attention/picture.py", "cli/curve.py", "monitor"],
 }
 
-ATTENTION_NEEDS = {"torch", "triton", "PIL"}
+ATTENTION_NEEDS = {"torch", "triton", "flash_attn", "PIL"}
 
 
 def imports(tree: ast.AST) -> Iterator[str]:

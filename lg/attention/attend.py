@@ -15,14 +15,15 @@ from typing import Protocol
 
 from torch import Tensor
 
-from lg.attention.impl import dense, flex, gather, sdpa
+from lg.attention.impl import dense, flash, flex, gather, sdpa
+from lg.attention.impl.proof import Proven
 from lg.attention.tiles import Tiles
 
 log = logging.getLogger(__name__)
 
 
 class Implementation(Protocol):
-    """A module of `lg.attention.impl`."""
+    """A module of `lg.attention.impl`, or an object of one."""
 
     def refusal(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
         """Why it cannot compute this, or None if it can."""
@@ -31,11 +32,23 @@ class Implementation(Protocol):
         """Attention: [B, H, Lq, D]."""
 
 
-IMPLEMENTATIONS: dict[str, Implementation] = {"dense": dense, "gather": gather, "sdpa": sdpa, "flex": flex}
+IMPLEMENTATIONS: dict[str, Implementation] = {
+    "dense": dense,
+    "gather": gather,
+    "sdpa": sdpa,
+    "flex": flex.TRITON,
+    "flex_flash": Proven("flex_flash", flex.FLASH),
+    "flash": Proven("flash", flash),
+}
 
 # What `auto` tries on each kind of device, and why each would be taken there.
 _CHOICE = {
-    "cuda": {"sdpa": "everything before a query is seen", "flex": "FlexAttention skips the tiles that nobody sees"},
+    "cuda": {
+        "flash": "FlashAttention-4 is the fastest there is for it, and its gradients passed their check here",
+        "sdpa": "everything before a query is seen",
+        "flex_flash": "FlashAttention-4 skips the tiles that nobody sees, and its gradients passed their check here",
+        "flex": "FlexAttention skips the tiles that nobody sees",
+    },
     "cpu": {
         "sdpa": "everything before a query is seen",
         "gather": "it trains on a CPU, in time linear in what is seen",
@@ -62,26 +75,31 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto", sc
         ValueError: if shapes do not fit, or the named implementation cannot compute this; with the reason.
     """
     _check(q, k, v, tiles)
-    name = _chosen(q, k, v, tiles) if impl == "auto" else impl
+    implementation = _chosen(q, k, v, tiles) if impl == "auto" else _named(impl, q, k, v, tiles)
+    return implementation.run(q, k, v, tiles, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def _named(name: str, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implementation:
     if name not in IMPLEMENTATIONS:
         raise ValueError(
-            f"attention implementation {impl!r} is unknown; allowed are auto, {', '.join(IMPLEMENTATIONS)} "
+            f"attention implementation {name!r} is unknown; allowed are auto, {', '.join(IMPLEMENTATIONS)} "
             "(YAML: model.init_args.attention)"
         )
     refusal = IMPLEMENTATIONS[name].refusal(q, k, v, tiles)
     if refusal:
         raise ValueError(f"attention implementation {name!r} cannot compute this: {refusal}")
-    return IMPLEMENTATIONS[name].run(q, k, v, tiles, q.shape[-1] ** -0.5 if scale is None else scale)
+    return IMPLEMENTATIONS[name]
 
 
-def _chosen(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str:
-    choice = _CHOICE.get(q.device.type, _CHOICE["cpu"])
-    for name, reason in choice.items():
-        if IMPLEMENTATIONS[name].refusal(q, k, v, tiles) is None:
+def _chosen(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implementation:
+    refusals = []
+    for name, reason in _CHOICE.get(q.device.type, _CHOICE["cpu"]).items():
+        refusal = IMPLEMENTATIONS[name].refusal(q, k, v, tiles)
+        if refusal is None:
             _tell(name, str(tiles.pattern), q.device.type, reason)
-            return name
-    refusals = "; ".join(f"{name}: {IMPLEMENTATIONS[name].refusal(q, k, v, tiles)}" for name in choice)
-    raise ValueError(f"no attention implementation takes {tiles.pattern} on {q.device}: {refusals}")
+            return IMPLEMENTATIONS[name]
+        refusals.append(f"{name}: {refusal}")
+    raise ValueError(f"no attention implementation takes {tiles.pattern} on {q.device}: {'; '.join(refusals)}")
 
 
 @cache

@@ -19,7 +19,7 @@ import math
 from abc import ABC, abstractmethod
 from functools import lru_cache
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -48,7 +48,8 @@ class Pattern(ABC):
         ValueError: when a class is defined under a name that another class has already.
     """
 
-    _asks_for_doc: ClassVar[bool] = False
+    # Not annotated: jsonargparse reads the annotations of a pattern's bases in the module of the pattern.
+    _asks_for_doc = False
 
     def __init_subclass__(cls) -> None:
         if getattr(cls.sees, "__isabstractmethod__", False):

@@ -120,7 +120,7 @@ class Strided(Pattern):
     def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
         # Blocks below the local ones, and the stripes among them: those j with (j + lag) % stride == 0.
         far = (q // self.block - self.local_blocks + 1).clamp(min=0)
-        lag = self._lag(h)
+        lag: Tensor = self._lag(h)
         stripes = (far + lag + self.stride - 1) // self.stride - (lag + self.stride - 1) // self.stride
         return q + 1 - (far - stripes) * self.block
 

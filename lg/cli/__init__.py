@@ -6,6 +6,7 @@ user's is answered with one sentence and exit code 2; ``LG_TRACEBACK=1`` shows w
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import traceback
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
 COMMANDS = {
     "fit": "train a model",
     "validate": "measure a checkpoint on the held-out documents",
+    "cost": "count what a model costs at any length, beside full attention",
+    "patterns": "draw what layers may see: every pattern, or those of a configuration",
 }
+
+# Commands that need no Trainer: each has a module with a `run` of its own.
+_MODULES = {"cost": "lg.cli.cost", "patterns": "lg.cli.patterns"}
 
 HELP = f"""usage: lg COMMAND [--config FILE ...] [--key=value ...]
 
@@ -33,6 +39,8 @@ commands:
   lg fit --config configs/hybrid.yaml --trainer.max_steps=20    any key of the YAML is an option
   lg fit --config configs/hybrid.yaml --print_config            the whole configuration, resolved
   lg fit --help                                                 every option
+  lg cost --config configs/hybrid.yaml --lengths 32K,1M         what it costs there
+  lg patterns SinkWindow --window=64                            what a pattern sees, drawn
 
 A YAML file may build on another (`base: base.yaml`). LG_TRACEBACK=1 shows where an error arose.
 """
@@ -78,23 +86,30 @@ def _run(args: list[str]) -> int:
     warnings.filterwarnings("ignore", message=r"`isinstance\(treespec, LeafSpec\)` is deprecated")
     # Lightning counts the cores and advises more workers; lg's rows are in memory.
     warnings.filterwarnings("ignore", message=r"The .*dataloader.* does not have many workers")
-    from lightning.fabric.utilities.exceptions import MisconfigurationException
-
-    from lg.cli.commands import Refused, run
-
     try:
-        run(args)
+        importlib.import_module(_MODULES.get(args[0], "lg.cli.commands")).run(args)
     except SystemExit as stop:  # --help and --print_config end so
         return stop.code if isinstance(stop.code, int) else 0
-    except (ValueError, ImportError, MisconfigurationException) as error:
-        ours = isinstance(error, (Refused, MisconfigurationException)) or _raised_in_lg(error.__traceback__)
-        if not ours:
+    except Exception as error:
+        if not _is_told(error):
             raise
         if os.environ.get("LG_TRACEBACK") == "1":
             traceback.print_exc()
         print(f"lg {args[0]}: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _is_told(error: Exception) -> bool:
+    """Whether an error speaks to the user."""
+    if isinstance(error, (ValueError, ImportError)) and _raised_in_lg(error.__traceback__):
+        return True
+    # Not every command needs Lightning.
+    from lightning.fabric.utilities.exceptions import MisconfigurationException
+
+    from lg.cli.commands import Refused
+
+    return isinstance(error, (Refused, MisconfigurationException))
 
 
 def _raised_in_lg(trace: TracebackType | None) -> bool:

@@ -7,7 +7,8 @@ import logging
 import shlex
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -20,7 +21,7 @@ import lg.data
 import lg.monitor  # noqa: F401
 from lg.cli import COMMANDS
 from lg.cli.complaint import explain
-from lg.cli.configuration import as_argument, gather
+from lg.cli.configuration import Config, as_argument, gather
 from lg.cli.given import fill_names, overlay
 from lg.models.hybrid import HybridLM
 
@@ -39,8 +40,33 @@ ROOTS: Mapping[str, type] = {"model": HybridLM, "data": LightningDataModule, "tr
 """The class behind each section of the YAML."""
 
 
+# The same for every command: errors are raised, not printed; half-written options are not
+# guessed at; LG_FIT__TRAINER__MAX_STEPS=20 and its like are defaults from the environment.
+PARSER_OPTIONS: Mapping[str, bool] = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
+
+
 class Refused(ValueError):
     """What the user gave cannot be run; the message names key, value, and what is allowed."""
+
+
+@contextmanager
+def refusals_told(given: Config) -> Iterator[None]:
+    """Around what builds objects: what a constructor refuses is the user's to change.
+
+    Args:
+        given: what the user wrote, as one tree.
+
+    Raises:
+        Refused: in place of the constructor's error.
+    """
+    try:
+        yield
+    except (ValueError, ImportError, OSError, MisconfigurationException) as error:
+        # The parser wraps what a constructor raises in its report on the union it stands in.
+        told: BaseException = error
+        while told.__cause__ and str(told).lstrip().startswith(("Does not validate", "Parser key", "Problem with")):
+            told = told.__cause__
+        raise Refused(fill_names(str(told), given)) from error
 
 
 def run(args: list[str]) -> None:
@@ -49,14 +75,7 @@ def run(args: list[str]) -> None:
     Raises:
         Refused: when the input is at fault.
     """
-    # The same for every command: errors are raised, not printed; half-written options are not
-    # guessed at; LG_FIT__TRAINER__MAX_STEPS=20 and its like are defaults from the environment.
-    options = {
-        "exit_on_error": False,
-        "allow_abbrev": False,
-        "default_env": True,
-        "env_prefix": "LG",
-    }
+    options = {**PARSER_OPTIONS, "env_prefix": "LG"}
     try:
         Command(
             HybridLM,
@@ -102,14 +121,8 @@ class Command(LightningCLI):
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what a constructor refuses is the user's to change."""
-        try:
+        with refusals_told(self.given):
             super().instantiate_classes()
-        except (ValueError, ImportError, OSError, MisconfigurationException) as error:
-            # The parser wraps what a constructor raises in its report on the union it stands in.
-            told: BaseException = error
-            while told.__cause__ and str(told).lstrip().startswith(("Does not validate", "Parser key", "Problem with")):
-                told = told.__cause__
-            raise Refused(fill_names(str(told), self.given)) from error
 
     def after_fit(self) -> None:
         """Says where the results are, and what to type next."""

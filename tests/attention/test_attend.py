@@ -1,5 +1,6 @@
 """Every implementation equals the float64 oracle, and a named one runs or says why it does not."""
 
+import importlib
 import logging
 from dataclasses import dataclass
 from typing import Any
@@ -8,10 +9,20 @@ import pytest
 import torch
 from examples import COMPOSED, PATTERNS
 
-from lg.attention import Causal, Documents, Pattern, SinkWindow, Strided, Window, attend
+from lg.attention import Causal, Documents, Pattern, SinkWindow, Strided, Tiles, Window, attend
 from lg.attention.attend import IMPLEMENTATIONS
+from lg.attention.impl import gather
+from lg.attention.impl.proof import Proven
 
-LAYOUTS = [Documents(1), Documents(63, (0, 10)), Documents(100), Documents(1000, (0, 100, 101, 700))]
+# The package's name for it is the function's.
+attend_module = importlib.import_module("lg.attention.attend")
+
+LAYOUTS = [
+    Documents(1, (0,), {"prefix": (1,)}),
+    Documents(63, (0, 10), {"prefix": (4, 90)}),
+    Documents(100, (0,), {"prefix": (0,)}),
+    Documents(500, (0, 100, 101, 350), {"prefix": (7, 1, 200, 65)}),
+]
 
 
 def inputs(length: int, heads: int = 4, heads_kv: int = 2, width: int = 16, batch: int = 2, **kind: Any) -> Any:
@@ -27,11 +38,12 @@ def with_gradients(impl: str, q: Any, k: Any, v: Any, tiles: Any) -> list[torch.
     return [out.detach(), *torch.autograd.grad(out, (q, k, v), weight)]
 
 
-@pytest.mark.parametrize("documents", LAYOUTS, ids=str)
+@pytest.mark.parametrize("documents", LAYOUTS, ids=lambda documents: f"{documents.length}-{len(documents.starts)}")
 @pytest.mark.parametrize("pattern", PATTERNS + COMPOSED, ids=str)
 def test_implementations_equal_the_oracle_in_float64(pattern: Pattern, documents: Documents) -> None:
-    tiles = pattern.tiles(documents, 2)
-    qkv = inputs(documents.length)
+    heads_kv = pattern.made_for or 2
+    tiles = pattern.tiles(documents, heads_kv)
+    qkv = inputs(documents.length, 2 * heads_kv, heads_kv)
     oracle = with_gradients("dense", *qkv, tiles)
     checked = 0
     for name, implementation in IMPLEMENTATIONS.items():
@@ -106,6 +118,10 @@ def test_a_named_implementation_never_falls_back() -> None:
         attend(q, k, v, Window(8).tiles(Documents(100)), "sdpa")
     with pytest.raises(ValueError, match=r"'flex' cannot compute this: .*no backward pass on a CPU"):
         attend(q, k, v, Window(8).tiles(Documents(100)), "flex")
+    with pytest.raises(ValueError, match=r"'flash' cannot compute this: FlashAttention-4 has no kernel for cpu"):
+        attend(q, k, v, Window(8).tiles(Documents(100)), "flash")
+    with pytest.raises(ValueError, match=r"'flex_flash' cannot compute this: .*no backward pass on a CPU"):
+        attend(q, k, v, Window(8).tiles(Documents(100)), "flex_flash")
     with pytest.raises(ValueError, match=r"'flash9' is unknown; allowed are auto, dense, .*model.init_args.attention"):
         attend(q, k, v, Window(8).tiles(Documents(100)), "flash9")
 
@@ -119,6 +135,51 @@ def test_auto_says_once_what_it_took_and_why(caplog: pytest.LogCaptureFixture) -
     assert told == [
         "attention of Window(window=77) on cpu: gather, since it trains on a CPU, in time linear in what is seen"
     ]
+
+
+def test_where_nothing_fits_auto_says_what_each_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(attend_module, "_CHOICE", {"cpu": {"sdpa": "", "flash": ""}})
+    q, k, v = inputs(100)
+    says = r"no attention implementation takes Strided.* on cpu: sdpa: it computes full causal .*; flash: it computes"
+    with pytest.raises(ValueError, match=says):
+        attend(q, k, v, Strided().tiles(Documents(100), 2))
+
+
+class _Doubled:
+    """Gives twice what it should."""
+
+    def refusal(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tiles: Tiles) -> str | None:
+        return None
+
+    def run(self, q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, tiles: Tiles, scale: float) -> torch.Tensor:
+        return 2 * gather.run(q, k, v, tiles, scale)
+
+
+def test_what_fails_its_check_is_refused_by_name_and_passed_over_by_auto(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(IMPLEMENTATIONS, "doubled", Proven("doubled", _Doubled()))
+    monkeypatch.setattr(attend_module, "_CHOICE", {"cpu": {"doubled": "", "gather": "it is right"}})
+    tiles = Window(8).tiles(Documents(100), 2)
+    q, k, v = inputs(100, dtype=torch.float32)
+    assert torch.equal(attend(q, k, v, tiles), attend(q, k, v, tiles, "gather"))
+    with pytest.raises(
+        ValueError, match=r"'doubled' cannot compute this: it failed the check of its gradients .* in its"
+    ):
+        attend(q, k, v, tiles, "doubled")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("impl", ["flex", "flex_flash"])
+@pytest.mark.parametrize("first", [1, 70, 1000])
+def test_on_a_gpu_queries_that_see_nothing_give_zero_and_no_nan(impl: str, first: int) -> None:
+    qkv = [x.detach().cuda().requires_grad_() for x in inputs(300, width=64, dtype=torch.bfloat16)]
+    tiles = Blind(first).tiles(Documents(300), 2)
+    if refusal := IMPLEMENTATIONS[impl].refusal(*qkv, tiles):
+        pytest.skip(refusal)
+    out = attend(*qkv, tiles, impl)
+    gradients = torch.autograd.grad(out, qkv, torch.ones_like(out))
+    assert torch.equal(out[:, :, :first], torch.zeros_like(out[:, :, :first]))
+    assert all(torch.isfinite(x).all() for x in (out, *gradients))
+    assert torch.equal(gradients[0][:, :, :first], torch.zeros_like(out[:, :, :first]))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,57 @@
+"""Reads the model alone from a configuration, for commands that count or draw and need neither data nor a trainer."""
+
+from __future__ import annotations
+
+import argparse
+
+from jsonargparse import Namespace
+from lightning.pytorch.cli import LightningArgumentParser
+
+from lg.cli.commands import PARSER_OPTIONS, Refused, refusals_told
+from lg.cli.complaint import explain
+from lg.cli.configuration import FLAGS, as_argument, gather
+from lg.cli.given import overlay
+from lg.models.hybrid import HybridLM
+
+
+def model_parser(command: str, description: str) -> LightningArgumentParser:
+    """A parser of a model's options, to which a command adds its own.
+
+    Args:
+        command: the word after ``lg``.
+        description: what the command does, for its help.
+    """
+    parser = LightningArgumentParser(
+        prog=f"lg {command}", description=description, env_prefix=f"LG_{command.upper()}_", **PARSER_OPTIONS
+    )
+    parser.add_argument(*FLAGS, action="config", help="a YAML file; several merge in order")
+    parser.add_lightning_class_args(HybridLM, "model", subclass_mode=True)
+    return parser
+
+
+def read_model(parser: LightningArgumentParser, words: list[str], own: list[str]) -> tuple[HybridLM, Namespace]:
+    """The model that the words describe, without weights, and all that was parsed.
+
+    Sections of the YAML files other than ``model`` are left unread.
+
+    Args:
+        parser: that of `model_parser`.
+        words: the command's arguments.
+        own: the options that the command has added.
+
+    Raises:
+        Refused: when the input is at fault.
+    """
+    files, options = gather(words)
+    files = {"model": files["model"]} if "model" in files else {}
+    given = overlay(files, options)
+    if files:
+        options = ["--config", as_argument(files), *options]
+    try:
+        parsed = parser.parse_args(options)
+    except argparse.ArgumentError as error:
+        roots: dict[str, type] = {"model": HybridLM, **dict.fromkeys(own, str)}
+        raise Refused(explain(error.message, given, roots)) from error
+    with refusals_told(given):
+        model: HybridLM = parser.instantiate_classes(parsed).model
+    return model, parsed

@@ -1,0 +1,192 @@
+"""``lg patterns``: every pattern there is, or those of a configuration, drawn in the terminal and as PNG."""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import inspect
+import os
+import re
+import shutil
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from lg.cli.configuration import FLAGS, gather
+from lg.cli.lengths import tokens_in
+
+if TYPE_CHECKING:
+    from lg.attention import Pattern
+    from lg.cli.pattern_card import Card
+
+HELP = """usage: lg patterns [NAME] [--FIELD=VALUE ...] [--length N] [--kv_heads N] [--config FILE] [--png DIR]
+
+Lists the patterns that come with lg; with a name, shows one larger.
+
+  lg patterns                                  all of them, and some that they make together
+  lg patterns SinkWindow                       one, with all that there is to say of it
+  lg patterns SinkWindow --window=64           at a size of your own
+  lg patterns mine.Near --width=64             a class of yours, in mine.py
+  lg patterns --config configs/hybrid.yaml     those of a configuration, and its schedule
+
+options:
+  --FIELD=VALUE   a field of the pattern's class
+  --length N      tokens to draw, such as 4096, 32K or 1M; by default what shows the pattern best
+  --kv_heads N    KV heads to draw, where they differ
+  --config FILE   a YAML file; NAME is then one of its patterns, and any key of its model part is an option
+  --png DIR       a folder to write DIR/NAME.png into, for each pattern shown
+"""
+
+_OWN = ("length", "kv_heads", "png")
+
+
+def run(args: list[str]) -> None:
+    """Prints cards, and writes pictures if asked to.
+
+    Args:
+        args: "patterns", and the words after it.
+
+    Raises:
+        ValueError: when the input is at fault.
+    """
+    words = args[1:]
+    if {"-h", "--help"} & set(words):
+        print(HELP, end="")
+        return
+    own, rest = _own_options(words)
+    length = tokens_in(own["length"], "--length") if "length" in own else None
+    heads = _heads(own["kv_heads"]) if "kv_heads" in own else None
+    configured = any(word.split("=")[0] in FLAGS for word in rest)
+    name = next((word for word in gather(rest)[1][:1] if not word.startswith("-")), None)
+    if name:
+        rest.remove(name)
+    if configured:
+        title, cards = _of_configuration(name, rest, length, heads)
+    else:
+        title, cards = "", _named(name, rest, length, heads) if name else _all(rest, length, heads)
+    width, encoding = shutil.get_terminal_size().columns, sys.stdout.encoding or "ascii"
+    shown = [card.large(width, encoding) if name else card.small(width, encoding) for card in cards]
+    print("\n\n".join([title] * bool(title) + shown))
+    if "png" in own:
+        _write(cards, Path(own["png"]))
+
+
+def _own_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of the command itself, and the other words."""
+    own: dict[str, str] = {}
+    rest: list[str] = []
+    given = iter(words)
+    for word in given:
+        flag, equals, value = word.partition("=")
+        if flag.removeprefix("--") not in _OWN or not flag.startswith("--"):
+            rest.append(word)
+            continue
+        own[flag[2:]] = value if equals else next(given, "")
+        if not own[flag[2:]]:
+            raise ValueError(f"{flag}: a value is needed (see lg patterns --help)")
+    return own, rest
+
+
+def _heads(word: str) -> int:
+    if not word.isdecimal() or not 1 <= int(word) <= 1024:
+        raise ValueError(f"--kv_heads: {word!r} is not allowed; it must be a number of KV heads from 1 to 1024")
+    return int(word)
+
+
+def _all(rest: list[str], length: int | None, heads: int | None) -> list[Card]:
+    """Every example at its small size."""
+    from lg.attention.gallery import EXAMPLES, LENGTH
+    from lg.cli.pattern_card import Card
+
+    if rest:
+        raise ValueError(f"{rest[0]}: not a known option without the name of a pattern (see lg patterns --help)")
+    return [
+        Card(e.name, e.small, length or LENGTH, e.small.made_for or heads or e.num_kv_heads, e.about)
+        for e in EXAMPLES.values()
+    ]
+
+
+def _named(name: str, options: list[str], length: int | None, heads: int | None) -> list[Card]:
+    """One pattern: an example as it is, or a class at the size that the options say."""
+    from lg.attention.gallery import EXAMPLES, LENGTH
+    from lg.attention.pattern import NAMES
+    from lg.cli.pattern_card import Card, fitting_length
+
+    if name in EXAMPLES and not options:
+        e = EXAMPLES[name]
+        return [Card(e.name, e.small, length or LENGTH, e.small.made_for or heads or e.num_kv_heads, e.about)]
+    known = [*EXAMPLES, *(other for other in NAMES if other not in EXAMPLES)]
+    if "." not in name and name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        question = f"did you mean {near[0]}? " if near else ""
+        raise ValueError(
+            f"{name!r} is not a known pattern; {question}allowed: {', '.join(known)} or the dotted path of a class of "
+            "yours"
+        )
+    pattern = _built(name, options)
+    shown = pattern.made_for or heads or (4 if pattern.heads_differ else 1)
+    about = inspect.cleandoc(type(pattern).__doc__ or "")
+    return [Card(name, pattern, length or fitting_length(pattern, shown), shown, about)]
+
+
+def _built(name: str, options: list[str]) -> Pattern:
+    """An instance of a class with the fields that the options give, as YAML would make it."""
+    from jsonargparse import ArgumentParser
+
+    from lg.attention import Pattern
+    from lg.cli.complaint import explain
+    from lg.cli.given import overlay
+
+    parser = ArgumentParser(prog="lg patterns", exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--pattern", type=Pattern)
+    words = [f"--pattern={name}", *(re.sub("^--", "--pattern.", word) for word in options)]
+    try:
+        values = parser.parse_args(words)
+    except argparse.ArgumentError as error:
+        told = explain(error.message, overlay({}, words), {"pattern": Pattern})
+        raise ValueError(told.removeprefix("pattern.init_args.").removeprefix("pattern: ")) from error
+    try:
+        built: Pattern = parser.instantiate_classes(values).pattern
+        built.text  # noqa: B018 (a predicate that cannot be read says so here)
+    except ValueError as error:
+        raise ValueError(re.sub(r" \(YAML: .*\)$", "", str(error))) from error
+    return built
+
+
+def _of_configuration(
+    name: str | None, words: list[str], length: int | None, heads: int | None
+) -> tuple[str, list[Card]]:
+    """The schedule and the patterns of a configuration's model, or one of them."""
+    from lg.attention import Pattern
+    from lg.attention.schedule import written
+    from lg.cli.model_part import model_parser, read_model
+    from lg.cli.pattern_card import Card, fitting_length
+
+    model, _ = read_model(model_parser("patterns", "Draws what layers may see."), words, [])
+    patterns = {key: pattern for key, pattern in model.patterns.items() if isinstance(pattern, Pattern)}
+    if name is not None and name not in patterns:
+        raise ValueError(f"{name!r} is not a pattern of this configuration; allowed: {', '.join(patterns)}")
+    shown = {key: patterns[key] for key in ([name] if name else patterns)}
+    num_kv_heads = heads or model.decoder_config.num_kv_heads
+    fitting = length or max(fitting_length(pattern, num_kv_heads) for pattern in shown.values())
+    cards = [
+        Card(key, pattern, fitting, num_kv_heads, inspect.cleandoc(type(pattern).__doc__ or ""))
+        for key, pattern in shown.items()
+    ]
+    return f"schedule  {written(model.schedule)}", cards
+
+
+def _write(cards: list[Card], folder: Path) -> None:
+    """One PNG a card; each is written aside and renamed, so that none is ever half there."""
+    from lg.attention.picture import drawing
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        for card in cards:
+            path = folder / f"{card.name.replace('/', '_')}.png"
+            aside = path.with_name(f".{path.name}.{os.getpid()}")
+            drawing(card.tiles(), card.caption).save(aside, format="PNG")
+            aside.replace(path)
+    except OSError as error:
+        raise ValueError(f"--png: {str(folder)!r} cannot be written to: {error}") from error
+    print(f"\n{len(cards)} picture{'s' * (len(cards) > 1)} in {folder}")
