@@ -126,7 +126,8 @@ class Strided(Pattern):
 
     def _lag(self, h: Index) -> Any:
         """Blocks from a head's stripe to the next multiple of the stride."""
-        return (h * self.head_step + self.offset) % self.stride
+        # Without a step all heads see alike, and the text says so.
+        return (h * self.head_step + self.offset if self.head_step else self.offset) % self.stride
 
 
 @dataclass(frozen=True)

@@ -187,12 +187,11 @@ def _named_in(hint: Any) -> Iterator[type]:
 
 
 def _subclasses(base: type) -> Iterator[str]:
-    if not inspect.isabstract(base):
+    if not inspect.isabstract(base) and not base.__name__.startswith("_"):
         yield base.__name__
     children: list[type] = base.__subclasses__()
     for child in children:
-        if not child.__name__.startswith("_"):
-            yield from _subclasses(child)
+        yield from _subclasses(child)
 
 
 def _parameters(kind: type | None) -> list[str]:

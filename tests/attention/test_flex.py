@@ -10,9 +10,9 @@ from torch._dynamo.exc import FailOnRecompileLimitHit
 from torch._dynamo.utils import counters
 from torch.fx.experimental.symbolic_shapes import ShapeEnv
 from torch.nn.attention.flex_attention import BlockMask, create_block_mask, flex_attention
+from young import skip_unless_there
 
 from lg.attention import Causal, Documents, Pattern, PerHead, PrefixLM, SinkWindow, Strided, Window, attend
-from lg.attention.attend import IMPLEMENTATIONS
 from lg.attention.impl import flex
 
 
@@ -145,6 +145,8 @@ def test_where_dynamo_would_fall_back_to_eager_an_error_stands(monkeypatch: pyte
             attend(q, k, v, pattern.tiles(Documents(300)), "flex")
 
 
+# FlashAttention-4's packages warn of what is not ours.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.gpu
 @pytest.mark.parametrize("length", [63, 1000, 4096])
 @pytest.mark.parametrize(
@@ -164,8 +166,7 @@ def test_on_a_gpu_errors_stay_within_the_budget_forward_and_backward(
     tiles = pattern.tiles(documents, 2, (first, end))
     shapes = [(1, 4, end - first, 64), (1, 2, length, 64), (1, 2, length, 64)]
     low = [torch.randn(s, device="cuda").bfloat16().requires_grad_() for s in shapes]
-    if refusal := IMPLEMENTATIONS[impl].refusal(*low, tiles):
-        pytest.skip(refusal)
+    skip_unless_there(impl, *low, tiles)
     exact = [x.detach().double().requires_grad_() for x in low]
     weight = torch.randn(shapes[0], device="cuda").bfloat16()
 
@@ -177,13 +178,14 @@ def test_on_a_gpu_errors_stay_within_the_budget_forward_and_backward(
         assert float((got - want).norm()) <= 2 * float((plain - want).norm())
 
 
+# FlashAttention-4's packages warn of what is not ours.
+@pytest.mark.filterwarnings("ignore")
 @pytest.mark.gpu
 @pytest.mark.parametrize("impl", ["flex", "flex_flash"])
 def test_on_a_gpu_other_documents_do_not_compile_anew(impl: str) -> None:
     q, k, v = (torch.randn(1, h, 2048, 64, device="cuda", dtype=torch.bfloat16).requires_grad_() for h in (4, 2, 2))
     pattern = SinkWindow(window=333, sinks=7)
-    if refusal := IMPLEMENTATIONS[impl].refusal(q, k, v, pattern.tiles(Documents(2048), 2)):
-        pytest.skip(refusal)
+    skip_unless_there(impl, q, k, v, pattern.tiles(Documents(2048), 2))
     draw = random.Random(0)
     graphs = []
     for _ in range(50):

@@ -57,9 +57,11 @@ def _check_budget(tiles: Tiles, dtype: torch.dtype, device: str, width: int) -> 
     low = inputs(tiles, dtype, device, width)
     exact = [x.detach().double().requires_grad_() for x in low]
     results = [with_gradients("sdpa", tiles, *low), with_gradients("dense", tiles, *low)]
+    # Of a single key nothing flows back to q and k, but for the rounding of float32.
+    least = 1e-5 * float(low[3].detach().norm()) if dtype == torch.bfloat16 else 0.0
     for got, plain, want in zip(*results, with_gradients("dense", tiles, *exact), strict=True):
         assert got.dtype == dtype
-        assert float((got - want).norm()) <= 2 * float((plain - want).norm())
+        assert float((got - want).norm()) <= 2 * float((plain - want).norm()) + least
 
 
 def test_keys_beyond_the_chunk_get_no_gradient() -> None:
@@ -116,9 +118,14 @@ def test_on_a_gpu_errors_stay_within_twice_those_of_dense(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize(("dtype", "width"), [(torch.float32, 64), (torch.bfloat16, 20)], ids=str)
-def test_on_a_gpu_what_cudnn_does_not_take_is_taken_by_others(dtype: torch.dtype, width: int) -> None:
-    torch.backends.cuda.matmul.allow_tf32 = False
-    _check_budget(Causal().tiles(PACKED, 2, (50, 800)), dtype, "cuda", width)
+def test_on_a_gpu_what_cudnn_does_not_take_is_taken_by_others(
+    dtype: torch.dtype, width: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # The kernels for float32 run on the tensor cores, in tf32: so does dense attention here.
+    monkeypatch.setattr(torch.backends.cuda.matmul, "allow_tf32", True)
+    for queries in ((50, 800), (0, 1000)):
+        _check_budget(Causal().tiles(PACKED, 2, queries), dtype, "cuda", width)
+    _check_budget(Causal().tiles(Documents(1000), 2), dtype, "cuda", width)
 
 
 @pytest.mark.gpu

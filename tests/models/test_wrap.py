@@ -23,8 +23,6 @@ def gradients(checkpoint_activations: bool, compile: bool) -> list[torch.Tensor]
     return [loss.detach(), *(p.grad for p in decoder.parameters() if p.grad is not None)]
 
 
-# Dynamo looks at gradients of tensors that have none, and warns of it.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf")
 @pytest.mark.parametrize(
     ("checkpoint_activations", "compile"),
     [

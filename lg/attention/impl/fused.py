@@ -51,15 +51,28 @@ def kernel_for(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> K
 
     Where it has none for grouped heads only, the kernel that takes the heads repeated.
     """
-    known = _CPU if q.device.type == "cpu" else _CUDA
+    kernel = _choice(q, k, v, causal, scale)
+    if kernel is None and q.shape[1] != k.shape[1]:
+        # Of the repeated heads only the shape matters to the choice.
+        k, v = (x[:, :1].expand(-1, q.shape[1], -1, -1) for x in (k, v))
+        kernel = _choice(q, k, v, causal, scale)
+    return kernel
+
+
+def is_whole_in_torch(q: Tensor, k: Tensor, v: Tensor) -> bool:
+    """Whether one call of `scaled_dot_product_attention` is as good as any: not if it would write out the scores of
+    grouped heads where a kernel takes them repeated.
+    """
+    if q.shape[1] == k.shape[1] or _choice(q, k, v, True, 1.0):
+        return True
+    return kernel_for(q, k, v, True, 1.0) is None
+
+
+def _choice(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Kernel | None:
+    grouped = q.shape[1] != k.shape[1]
     with sdpa_kernel(BACKENDS, set_priority=True):
-        grouped = q.shape[1] != k.shape[1]
         choice = torch._fused_sdp_choice(q, k, v, None, 0.0, causal, scale=scale, enable_gqa=grouped)
-        if grouped and SDPBackend(choice) not in known:
-            # Of the repeated heads only the shape matters to the choice.
-            k, v = (x[:, :1].expand(-1, q.shape[1], -1, -1) for x in (k, v))
-            choice = torch._fused_sdp_choice(q, k, v, None, 0.0, causal, scale=scale)
-    return known.get(SDPBackend(choice))
+    return (_CPU if q.device.type == "cpu" else _CUDA).get(SDPBackend(choice))
 
 
 def _cudnn_forward(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> tuple[Tensor, Tensor, _Random]:

@@ -19,7 +19,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
-from lg.attention.impl.fused import BACKENDS, Kernel, kernel_for
+from lg.attention.impl.fused import BACKENDS, Kernel, is_whole_in_torch, kernel_for
 from lg.attention.patterns import Causal
 from lg.attention.tiles import Tiles
 
@@ -53,7 +53,7 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
 
 def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     """Causal attention within each document: [B, H, Lq, D]."""
-    if _whole(tiles):
+    if _whole(tiles) and is_whole_in_torch(q, k, v):
         with sdpa_kernel(BACKENDS, set_priority=True):
             gqa = q.shape[1] != k.shape[1]
             return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
