@@ -37,6 +37,7 @@ ONLY_IN = {
     ],
     "triton": ["attention/impl/triton"],
     "flash_attn": ["attention/impl/flash.py"],
+    "transformers": ["models/in_transformers.py"],
     "torch.distributed": ["parallel", "monitor"],
     "PIL": ["attention/picture.py", "cli/curve.py", "monitor"],
 }
