@@ -11,25 +11,14 @@ from __future__ import annotations
 
 import logging
 from functools import cache
-from typing import Protocol
 
 from torch import Tensor
 
-from lg.attention.impl import dense, flash, flex, gather, sdpa
+from lg.attention.impl import Implementation, dense, flash, flex, gather, sdpa
 from lg.attention.impl.proof import Proven
 from lg.attention.tiles import Tiles
 
 log = logging.getLogger(__name__)
-
-
-class Implementation(Protocol):
-    """A module of `lg.attention.impl`, or an object of one."""
-
-    def refusal(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
-        """Why it cannot compute this, or None if it can."""
-
-    def run(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
-        """Attention: [B, H, Lq, D]."""
 
 
 IMPLEMENTATIONS: dict[str, Implementation] = {
@@ -109,6 +98,11 @@ def _tell(name: str, pattern: str, device: str, reason: str) -> None:
 
 
 def _check(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> None:
+    if not isinstance(tiles, Tiles):
+        raise ValueError(f"{tiles!r} is not allowed as tiles; they are pattern.tiles(documents, num_kv_heads)")
+    if not q.ndim == k.ndim == v.ndim == 4:
+        shapes = ", ".join(str(tuple(x.shape)) for x in (q, k, v))
+        raise ValueError(f"q, k and v of shapes {shapes} are not allowed; they are [batch, heads, tokens, width]")
     (batch, heads, num_queries, width), (heads_kv, length) = q.shape, k.shape[1:3]
     if k.shape != v.shape or k.shape != (batch, heads_kv, length, width) or heads % heads_kv:
         raise ValueError(

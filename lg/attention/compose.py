@@ -94,6 +94,13 @@ class PerHead(Pattern):
         # YAML hands over lists.
         object.__setattr__(self, "patterns", tuple(self.patterns))
         object.__setattr__(self, "heads", tuple(self.heads))
+        for part in self.patterns:
+            if not isinstance(part, Pattern) or part.made_for not in (None, len(self.heads)):
+                raise ValueError(
+                    f"PerHead.patterns: {part!r} is not allowed; it must be a pattern that fits {len(self.heads)} KV "
+                    "heads, of which PerHead.heads says which follow it "
+                    "(YAML: model.init_args.patterns.<name>.init_args.patterns)"
+                )
         wrong = [n for n in self.heads if not isinstance(n, int) or not 0 <= n < len(self.patterns)]
         if wrong or not self.heads:
             raise ValueError(

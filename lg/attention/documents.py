@@ -45,7 +45,8 @@ class Documents:
             )
         object.__setattr__(self, "attributes", {name: tuple(values) for name, values in self.attributes.items()})
         for name, values in self.attributes.items():
-            if len(values) != len(self.starts) or min(values) < 0 or name == "length":
+            whole = all(isinstance(value, int) and value >= 0 for value in values)
+            if len(values) != len(self.starts) or not whole or name == "length":
                 raise ValueError(
                     f"document attribute {name}={values} is not allowed; it must be one integer of at least 0 for each "
                     f"of {len(self.starts)} documents, and not be called length"

@@ -105,27 +105,28 @@ class Pattern(ABC):
         everywhere = torch.full_like(torch.as_tensor(q.lo), bool(seen), dtype=torch.bool)
         return Truth(everywhere, everywhere)
 
-    def tiles(self, documents: Documents, num_kv_heads: int = 1, queries: tuple[int, int] | None = None) -> Tiles:
+    def tiles(self, documents: Documents | int, num_kv_heads: int = 1, queries: tuple[int, int] | None = None) -> Tiles:
         """This pattern on these documents: what `attend` takes.
 
         Args:
-            documents: where documents lie in the sequence.
+            documents: where documents lie in the sequence, or its length if it is one document.
             num_kv_heads: KV heads of the layer; matters only to a pattern whose heads differ.
             queries: first query and end (exclusive), where only a chunk of the sequence asks; by default all.
 
-        >>> from lg.attention import Documents, SinkWindow
-        >>> SinkWindow(window=256, sinks=4).tiles(Documents(4096)).table(128, 128).num_partial
+        >>> from lg.attention import SinkWindow
+        >>> SinkWindow(window=256, sinks=4).tiles(4096).table(128, 128).num_partial
         91
         """
         from lg.attention.tiles import Tiles
 
-        return Tiles(self, documents, num_kv_heads, queries)
+        on = Documents(documents) if isinstance(documents, int) else documents
+        return Tiles(self, on, num_kv_heads, queries)
 
     def block_mask(
         self,
         documents: Documents | int,
         num_heads: int = 1,
-        num_kv_heads: int = 1,
+        num_kv_heads: int | None = None,
         device: torch.device | str = "cpu",
     ) -> BlockMask:
         """This pattern as FlexAttention's own mask, for those who call `flex_attention` themselves.
@@ -134,9 +135,12 @@ class Pattern(ABC):
 
         Args:
             documents: where documents lie in the sequence, or its length if it is one document.
-            num_heads: query heads; a multiple of ``num_kv_heads``. The mask has as many where KV heads differ.
-            num_kv_heads: KV heads of the layer.
+            num_heads: query heads. The mask has as many where KV heads differ.
+            num_kv_heads: KV heads of the layer, which divide the query heads; by default as many as those.
             device: where the mask is used.
+
+        Raises:
+            ValueError: if the KV heads do not divide the query heads.
 
         >>> from lg.attention import Window
         >>> Window(256).block_mask(1024).shape
@@ -144,8 +148,12 @@ class Pattern(ABC):
         """
         from lg.attention.impl.flex import block_mask
 
-        on = documents if isinstance(documents, Documents) else Documents(documents)
-        return block_mask(self.tiles(on, num_kv_heads), num_heads // num_kv_heads, torch.device(device))
+        heads_kv = num_heads if num_kv_heads is None else num_kv_heads
+        if heads_kv < 1 or num_heads < 1 or num_heads % heads_kv:
+            raise ValueError(
+                f"num_heads={num_heads} and num_kv_heads={heads_kv} are not allowed; KV heads must divide query heads"
+            )
+        return block_mask(self.tiles(documents, heads_kv), num_heads // heads_kv, torch.device(device))
 
     # In time
 
@@ -193,10 +201,17 @@ class Pattern(ABC):
         Raises:
             PredicateError: if it says what cannot be read in every way, with the pattern's name and the expression.
         """
-        return _symbol(self, None)
+        return self.symbol_of_head(None)
 
-    def symbol_of_head(self, head: int) -> Symbol:
-        """The predicate as an expression for one KV head."""
+    def symbol_of_head(self, head: int | None) -> Symbol:
+        """The predicate as an expression for one KV head; of any, if it is None."""
+        try:
+            hash(self)
+        except TypeError as error:
+            raise PredicateError(
+                f"{type(self).__name__}: {error}; a pattern is a dataclass(frozen=True) whose fields are plain values, "
+                "patterns, or tuples of them"
+            ) from error
         return _symbol(self, head)
 
     @property
@@ -257,10 +272,10 @@ class Pattern(ABC):
 
 @lru_cache(maxsize=4096)
 def _symbol(pattern: Pattern, head: int | None) -> Symbol:
-    h = Symbol.named("h") if head is None else Symbol(str(head))
+    h = Symbol.named("h") if head is None else Symbol(str(head), least=head)
     try:
         seen = pattern.read(Symbol.named("q"), Symbol.named("k"), h, DocumentSymbol())
-    except (PredicateError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+    except Exception as error:
         raise PredicateError(_explained(pattern, error)) from error
     if isinstance(seen, bool):
         return Symbol(str(seen), truth=True, causal=not seen)

@@ -88,37 +88,41 @@ class Span:
 
     def __add__(self, other: Span | int) -> Span:
         o = _span(other)
-        return Span(self.lo + o.lo, self.hi + o.hi)
+        return type(self)(self.lo + o.lo, self.hi + o.hi)
 
     __radd__ = __add__
 
     def __sub__(self, other: Span | int) -> Span:
         o = _span(other)
-        return Span(self.lo - o.hi, self.hi - o.lo)
+        return type(self)(self.lo - o.hi, self.hi - o.lo)
 
     def __rsub__(self, other: int) -> Span:
-        return Span(other - self.hi, other - self.lo)
+        return type(self)(other - self.hi, other - self.lo)
 
     def __mul__(self, other: Span | int) -> Span:
-        # Operands of a product are non-negative by the rules of a predicate, so bounds multiply with bounds.
         o = _span(other)
-        return Span(self.lo * o.lo, self.hi * o.hi)
+        if isinstance(other, int) and other >= 0:
+            return type(self)(self.lo * other, self.hi * other)
+        return type(self)(*_outermost(self.lo * o.lo, self.lo * o.hi, self.hi * o.lo, self.hi * o.hi))
 
     __rmul__ = __mul__
 
     def __floordiv__(self, other: Span | int) -> Span:
-        o = _span(other)
-        return Span(self.lo // o.hi, self.hi // o.lo)
+        # Divisors are above 0 by the rules of a predicate.
+        if isinstance(other, int):
+            return type(self)(self.lo // other, self.hi // other)
+        o = other
+        return type(self)(*_outermost(self.lo // o.lo, self.lo // o.hi, self.hi // o.lo, self.hi // o.hi))
 
     def __rfloordiv__(self, other: int) -> Span:
-        return Span(other // self.hi, other // self.lo)
+        return type(self)(other, other) // self
 
     def __mod__(self, other: int) -> Span:
         if not isinstance(other, int):
             raise PredicateError("the right side of % in a predicate must be a constant (a field of the pattern)")
         first, last = _tensor(self.lo % other), _tensor(self.hi % other)
         wraps = (_tensor(self.hi - self.lo) >= other) | (first > last)
-        return Span(torch.where(wraps, 0, first), torch.where(wraps, other - 1, last))
+        return type(self)(torch.where(wraps, 0, first), torch.where(wraps, other - 1, last))
 
     def __lt__(self, other: Span | int) -> Truth:
         o = _span(other)
@@ -129,10 +133,12 @@ class Span:
         return Truth(_tensor(self.lo <= o.hi), _tensor(self.hi <= o.lo))
 
     def __gt__(self, other: Span | int) -> Truth:
-        return _span(other) < self
+        o = _span(other)
+        return Truth(_tensor(self.hi > o.lo), _tensor(self.lo > o.hi))
 
     def __ge__(self, other: Span | int) -> Truth:
-        return _span(other) <= self
+        o = _span(other)
+        return Truth(_tensor(self.hi >= o.lo), _tensor(self.lo >= o.hi))
 
     def __eq__(self, other: object) -> Truth:  # type: ignore[override]
         o = _span(other)
@@ -146,6 +152,26 @@ class Span:
 
     def __bool__(self) -> bool:
         _refuse_bool()
+
+
+def _outermost(*bounds: Tensor | int) -> tuple[Tensor | int, Tensor | int]:
+    """Least and greatest of the results at a rectangle's corners."""
+    if all(isinstance(x, int) for x in bounds):
+        return min(bounds), max(bounds)
+    least = greatest = _tensor(bounds[0])
+    for x in bounds[1:]:
+        least, greatest = torch.minimum(least, _tensor(x)), torch.maximum(greatest, _tensor(x))
+    return least, greatest
+
+
+@dataclass(frozen=True, eq=False)
+class Reach(Span):
+    """A span of plain integers that refuses what kernels, which count in 32 bits, would get wrong."""
+
+    def __post_init__(self) -> None:
+        for bound in (int(self.lo), int(self.hi)):
+            if not -(2**31) <= bound < 2**31:
+                raise OverflowError(f"{bound:,}")
 
 
 def _span(value: object) -> Span:
@@ -172,15 +198,15 @@ def _binary(op: str, swapped: bool = False) -> Callable[[Symbol, object], Symbol
             raise PredicateError(f"`{text}`: {op} combines {kind} only")
         if op == "%" and right.names:
             raise PredicateError(f"`{text}`: the right side of % must be a constant (a field of the pattern)")
-        if op in ("//", "%") and right.text == "0":
-            raise PredicateError(f"`{text}` divides by zero")
+        if op in ("//", "%") and (right.least is None or right.least < 1):
+            raise PredicateError(f"`{text}`: what divides must be above 0, whatever the tokens")
         if not left.names and not right.names:
             return _symbol(eval(text), op, self)
         blocks = left.blocks | right.blocks
         if op == "//" and not right.names and left.names & {"q", "k"}:
             blocks |= {int(right.text)}
         names = left.names | right.names
-        return Symbol(text, level, names, gives, blocks, _stays_behind(op, text, left, right))
+        return Symbol(text, level, names, gives, blocks, _stays_behind(op, text, left, right), _least(op, left, right))
 
     return write
 
@@ -192,6 +218,17 @@ def _stays_behind(op: str, text: str, left: Symbol, right: Symbol) -> bool:
     if op == "|":
         return left.causal and right.causal
     return text in ("k <= q", "k < q", "q >= k", "q > k", "k == q", "q == k")
+
+
+def _least(op: str, left: Symbol, right: Symbol) -> int | None:
+    """The least that a number can be, as far as its form shows."""
+    if left.least is None or right.least is None or op == "-":
+        return 0 if op == "%" else None
+    if op == "+":
+        return left.least + right.least
+    if op == "*":
+        return left.least * right.least if min(left.least, right.least) >= 0 else None
+    return 0 if op == "%" or (op == "//" and left.least >= 0) else None
 
 
 # Precedence, whether the operands must be truths, and whether the result is one.
@@ -228,6 +265,7 @@ class Symbol:
         truth: whether it is a comparison, or made of some, rather than a number.
         blocks: the constants by which something made of ``q`` or ``k`` is divided with ``//``.
         causal: whether its form alone shows that it is False where ``k > q``.
+        least: the least that a number can be, as far as its form shows; None if it may be below 0.
     """
 
     text: str
@@ -236,11 +274,12 @@ class Symbol:
     truth: bool = False
     blocks: frozenset[int] = frozenset()
     causal: bool = False
+    least: int | None = None
 
     @classmethod
     def named(cls, name: str) -> Symbol:
-        """A variable."""
-        return cls(name, names=frozenset({name}))
+        """A variable, never negative; no document is empty."""
+        return cls(name, names=frozenset({name}), least=int(name == "doc.length"))
 
     def inside(self, level: int) -> str:
         """The text as an operand of an operator of precedence ``level``."""
@@ -303,5 +342,5 @@ def _symbol(value: object, op: str, beside: Symbol) -> Symbol:
     if isinstance(value, bool):
         return Symbol(str(value), truth=True, causal=not value)
     if isinstance(value, int):
-        return Symbol(str(value), 9 if value >= 0 else 5)
+        return Symbol(str(value), 9 if value >= 0 else 5, least=value)
     raise PredicateError(f"`{beside.text}` {op} {value!r}: a predicate may combine positions with integers only")

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from lg.attention.documents import Documents
 from lg.attention.pattern import Pattern
-from lg.attention.reading import Span, Truth
+from lg.attention.reading import PredicateError, Reach, Span, Truth
 
 _T = TypeVar("_T")
 
@@ -98,7 +98,22 @@ class Tiles:
         if not 0 <= self.queries[0] < self.queries[1] <= documents.length:
             raise ValueError(f"queries {self.queries} are not allowed; they must lie within {documents.length} tokens")
         self._attributes = {name: documents.attribute(name) for name in pattern.attributes}
+        if "*" in pattern.text:
+            self._refuse_overflow(num_kv_heads)
         self._kept: dict[object, object] = {}
+
+    def _refuse_overflow(self, num_kv_heads: int) -> None:
+        """Kernels count in 32 bits; a product of positions may not fit."""
+        start, end = self.documents.bounds
+        token = Reach(0, int((end - start).max()) - 1)
+        doc = SimpleNamespace(**{name: Reach(int(x.min()), int(x.max())) for name, x in self._attributes.items()})
+        try:
+            self.pattern.read(token, token, Reach(0, num_kv_heads - 1), doc)
+        except OverflowError as error:
+            raise PredicateError(
+                f"{self.pattern}: in a document of {int(token.hi) + 1:,} tokens `{self.pattern.text}` reaches {error}, "
+                "beyond the 32 bits that kernels count in"
+            ) from error
 
     def kept(self, key: object, build: Callable[[], _T]) -> _T:
         """What ``build`` returns, built once for this pattern and layout and shared by all layers that use them."""

@@ -78,6 +78,11 @@ class TextData(LightningDataModule):
         return self.tokenizer.vocab_size
 
     @property
+    def document_attributes(self) -> tuple[str, ...]:
+        """What batches tell of each document, besides where it begins; known before ``setup``."""
+        return ("prefix",) if self.prefix else ()
+
+    @property
     def train_rows(self) -> PackedRows:
         """The rows to train on; known after ``setup``."""
         return self._packed()[0]

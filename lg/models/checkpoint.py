@@ -60,4 +60,6 @@ def _built(value: Any) -> Any:
         return getattr(importlib.import_module(module), name)(**from_plain(value["init_args"]))
     if isinstance(value, dict):
         return {key: _built(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_built(item) for item in value]
     return value

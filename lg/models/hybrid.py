@@ -5,9 +5,10 @@ Subclass it to change a step; name the subclass in the YAML.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
 import lightning.pytorch as pl
@@ -84,6 +85,9 @@ class HybridLM(pl.LightningModule):
             )
         if not learning_rate > 0:
             raise ValueError(f"model.init_args.learning_rate: {learning_rate} is not allowed; it must be above 0")
+        self.decoder_config = preset_config(preset, **(decoder or {}))
+        self.patterns: Mapping[str, Pattern | MixerSpec] = patterns
+        self._check_patterns()
         self.config = plain(
             patterns=patterns,
             schedule=schedule,
@@ -97,8 +101,6 @@ class HybridLM(pl.LightningModule):
             checkpoint_activations=checkpoint_activations,
             compile=compile,
         )
-        self.decoder_config = preset_config(preset, **(decoder or {}))
-        self.patterns: Mapping[str, Pattern | MixerSpec] = patterns
         self.schedule = layers(schedule, self.decoder_config.num_layers, list(patterns))
         self.attention = attention
         self.learning_rate = learning_rate
@@ -111,22 +113,40 @@ class HybridLM(pl.LightningModule):
         self.val_loss = MeanMetric()
         self._causal_up_to: dict[str, int] = {}
         self._told: set[str] = set()
-        self._check_patterns()
 
     def _check_patterns(self) -> None:
         """Refuses what cannot be read, or does not fit the decoder, before anything is built."""
         heads = self.decoder_config.num_kv_heads
         for name, pattern in self.patterns.items():
-            if isinstance(pattern, Pattern):
-                try:
-                    fits = pattern.text and pattern.made_for in (None, heads)
-                except PredicateError as error:
-                    raise ValueError(f"model.init_args.patterns.{name}: {error}") from error
-                if not fits:
-                    raise ValueError(
-                        f"model.init_args.patterns.{name}: {pattern} is made for {pattern.made_for} KV heads, "
-                        f"but the decoder has {heads} (model.init_args.decoder.num_kv_heads)"
-                    )
+            if not isinstance(pattern, Pattern):
+                continue
+            key = f"model.init_args.patterns.{name}"
+            if not dataclasses.is_dataclass(type(pattern)):
+                raise ValueError(
+                    f"{key}: {type(pattern).__name__} is no dataclass, so its fields are not known; "
+                    "write @dataclass(frozen=True) above the class"
+                )
+            try:
+                fits = pattern.text and pattern.made_for in (None, heads)
+            except PredicateError as error:
+                raise ValueError(f"{key}: {error}") from error
+            if not fits:
+                raise ValueError(
+                    f"{key}: {pattern} is made for {pattern.made_for} KV heads, but the decoder has {heads} "
+                    "(model.init_args.decoder.num_kv_heads)"
+                )
+
+    def _check_attributes(self, told: Collection[str]) -> None:
+        """Refuses a pattern that asks of documents what the data does not tell."""
+        for name in dict.fromkeys(self.schedule):
+            pattern = self.patterns[name]
+            missing = set(pattern.attributes) - {"length", *told} if isinstance(pattern, Pattern) else set()
+            if missing:
+                asked = min(missing)
+                raise ValueError(
+                    f"model.init_args.patterns.{name}: {pattern} asks for doc.{asked}, which the data does not tell; "
+                    f"a batch tells it in document_attributes, TextData only of prefixes (data.init_args.prefix)"
+                )
 
     # Building
 
@@ -146,8 +166,12 @@ class HybridLM(pl.LightningModule):
         return self.decoder
 
     def setup(self, stage: str) -> None:
-        """Refuses a tokenizer that has more tokens than the model has embeddings."""
-        vocab_size = getattr(getattr(self.trainer, "datamodule", None), "vocab_size", 0)
+        """Refuses a tokenizer that has more tokens than the model has embeddings, and data that tells too little."""
+        datamodule = getattr(self.trainer, "datamodule", None)
+        told = getattr(datamodule, "document_attributes", None)
+        if told is not None:
+            self._check_attributes(told)
+        vocab_size = getattr(datamodule, "vocab_size", 0)
         if vocab_size > self.decoder_config.vocab_size:
             raise ValueError(
                 f"model.init_args.decoder.vocab_size: {self.decoder_config.vocab_size} is not allowed; the tokenizer "
@@ -165,7 +189,9 @@ class HybridLM(pl.LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss in nats, and the number of targets that it sums over."""
         tokens = batch["tokens"]
-        documents = Documents(tokens.numel(), batch["document_starts"], batch.get("document_attributes", {}))
+        attributes = batch.get("document_attributes", {})
+        self._check_attributes(attributes)
+        documents = Documents(tokens.numel(), batch["document_starts"], attributes)
         targets = self._without_leaks(batch["targets"], documents)
         loss = self.model.loss(tokens, targets, documents)
         return loss, (targets != IGNORED).sum()
@@ -186,8 +212,8 @@ class HybridLM(pl.LightningModule):
             if not pattern.attributes and not pattern.sees_later(length, heads):
                 self._causal_up_to[name] = length
                 continue
-            last = documents.bounds[1] - 1
-            if not pattern.attributes and int(leaks.sum()) == documents.length - last.numel() > 0:
+            # The last token of a document has nothing behind it to see.
+            if name not in self._told and int(leaks.sum()) == documents.length - len(documents.starts) > 0:
                 raise ValueError(
                     f"model.init_args.patterns.{name}: {pattern} lets every query see later keys, so the next token "
                     "would leak into its own prediction; write `& Causal()` into it, or k <= q into its predicate"
@@ -221,7 +247,7 @@ class HybridLM(pl.LightningModule):
         """Turns gradients of the sum into gradients of the mean over the whole step's targets, over all ranks."""
         reduce = self.trainer.strategy.reduce
         targets = reduce(self._step_targets, reduce_op="sum")
-        loss = reduce(self._step_loss, reduce_op="sum") / targets
+        loss = reduce(self._step_loss, reduce_op="sum") / targets.clamp(min=1)
         # Data parallelism averages gradients over ranks where the sum is wanted.
         factor = self.trainer.world_size / targets.clamp(min=1)
         for parameter in self.parameters():

@@ -198,6 +198,14 @@ def test_shapes_that_do_not_fit_are_refused(shapes: Any, says: str) -> None:
         attend(*(torch.zeros(s) for s in shapes), Causal().tiles(Documents(10)))
 
 
+def test_what_are_no_tiles_or_no_heads_is_told() -> None:
+    q, k, v = inputs(100)
+    with pytest.raises(ValueError, match=r"Window\(window=8\) is not allowed as tiles; they are pattern.tiles"):
+        attend(q, k, v, Window(8))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"shapes \(100, 16\), .* they are \[batch, heads, tokens, width\]"):
+        attend(q[0, 0], k[0, 0], v[0, 0], Window(8).tiles(100))
+
+
 def test_tiles_of_other_heads_are_refused() -> None:
     q, k, v = inputs(100)
     with pytest.raises(ValueError, match="the tiles are of 3 KV heads, but k and v have 2"):

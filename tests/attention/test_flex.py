@@ -193,3 +193,18 @@ def test_on_a_gpu_other_documents_do_not_compile_anew(impl: str) -> None:
         attend(q, k, v, pattern.tiles(Documents(2048, starts), 2), impl).sum().backward()
         graphs.append(counters["stats"]["unique_graphs"])
     assert graphs[0] == graphs[-1]
+
+
+def test_a_block_mask_has_as_many_kv_heads_as_it_is_told_or_as_there_are_query_heads() -> None:
+    pattern = Strided(16, 2, 4)
+    own, grouped = pattern.block_mask(512, num_heads=8), pattern.block_mask(512, num_heads=8, num_kv_heads=4)
+    assert own.shape == grouped.shape == (1, 8, 512, 512)
+    query, key = torch.arange(512)[:, None], torch.arange(512)
+    for mask, groups in ((own, 1), (grouped, 2)):
+        assert mask.mask_mod is not None
+        for head in range(8):
+            seen = mask.mask_mod(torch.tensor(0), torch.tensor(head), query, key)
+            assert torch.equal(seen, pattern.mask(query, key, head // groups))
+    for heads, heads_kv in ((6, 4), (1, 4), (4, 0)):
+        with pytest.raises(ValueError, match=f"num_heads={heads} and num_kv_heads={heads_kv} are not allowed"):
+            pattern.block_mask(512, num_heads=heads, num_kv_heads=heads_kv)

@@ -274,8 +274,14 @@ def predicate(lines: str) -> Pattern:
         ("(q & 1) == 0", r"`q & 1`: & combines comparisons only"),
         ("(q < k) + 1 < 2", r"`\(q < k\) \+ 1`: \+ combines positions and integers only"),
         ("~q < k", r"`~q`: ~ negates comparisons only"),
-        ("q % k == 0", r"`q % k`: the right side of % must be a constant"),
-        ("q % 0 == k", r"`q % 0` divides by zero"),
+        ("q % (k + 1) == 0", r"`q % \(k \+ 1\)`: the right side of % must be a constant"),
+        ("q % 0 == k", r"`q % 0`: what divides must be above 0"),
+        ("k % -4 == -1", r"`k % \(-4\)`: what divides must be above 0"),
+        ("(q - k) // -4 > -20", r"`\(q - k\) // \(-4\)`: what divides must be above 0"),
+        ("q // k < 3", r"`q // k`: what divides must be above 0"),
+        ("q // h < 3", r"`q // h`: what divides must be above 0"),
+        ("q // (q - k) < 3", r"`q // \(q - k\)`: what divides must be above 0"),
+        ("{'a': k <= q}['b']", r"Mistaken.sees: an operation that a predicate may not use.*'b'"),
         ("torch.minimum(q, k) < 4", r"Mistaken.sees: an operation that a predicate may not use.*minimum"),
         ("q - k", r"it must return a comparison of positions, not `q - k`"),
         ("q - k < self.width", r"Mistaken.sees: .*no attribute 'width'"),
@@ -285,6 +291,51 @@ def predicate(lines: str) -> Pattern:
 def test_a_predicate_that_cannot_be_read_in_every_way_is_told_so_with_the_expression(lines: str, says: str) -> None:
     with pytest.raises(PredicateError, match=says):
         predicate(lines).tiles(Documents(100))
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        "(k <= q) & ((q - k) * (q - k) < 900)",
+        "(q - k) * -1 > -20",
+        "(k <= q) & ((q - k) // (k + 1) < 2)",
+        "(q - k) * (k - 50) <= h * 100 - 300",
+    ],
+)
+def test_numbers_below_zero_are_read_rightly(lines: str) -> None:
+    assert check_pattern(predicate(lines), lengths=(100, 300), blocks=((32, 32), (16, 8))).listed > 0
+
+
+def test_what_kernels_would_count_beyond_32_bits_is_refused() -> None:
+    pattern = predicate("(k <= q) & (k * 7919 % 13 < 3)")
+    assert pattern.tiles(200_000).table().num_partial > 0
+    with pytest.raises(PredicateError, match=r"of 600,000 tokens `.*7919.*` reaches 4,751,392,081, beyond the 32 bits"):
+        pattern.tiles(600_000)
+
+
+@pytest.mark.parametrize("fields", [{"steps": list}, {"steps": dict}])
+def test_a_pattern_that_cannot_be_told_from_another_is_refused(fields: dict[str, type]) -> None:
+    @dataclass(frozen=True)
+    class Unhashable(Pattern):
+        steps: Any
+
+        def sees(self, q: Any, k: Any, h: Any) -> Any:
+            return k <= q
+
+    with pytest.raises(PredicateError, match=r"Unhashable: unhashable type.*dataclass\(frozen=True\).*or tuples"):
+        Unhashable(fields["steps"]()).tiles(10)
+
+
+def test_parts_of_per_head_must_fit_its_heads() -> None:
+    for part in (ShiftedGroups(16, 8), "Causal"):
+        with pytest.raises(ValueError, match=r"PerHead.patterns: .* must be a pattern that fits 2 KV heads"):
+            PerHead((part, Causal()), (0, 1))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("value", [2.5, "2", -1])
+def test_attributes_of_documents_are_integers(value: Any) -> None:
+    with pytest.raises(ValueError, match=r"document attribute prefix=.* must be one integer of at least 0"):
+        Documents(10, (0,), {"prefix": [value]})
 
 
 def test_in_a_composition_the_mistaken_part_is_named() -> None:

@@ -33,7 +33,7 @@ def grown(numbers: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """Expressions that are never negative, of expressions that are never negative."""
     return st.one_of(
         st.tuples(numbers, numbers).map("({0[0]} + {0[1]})".format),
-        st.tuples(numbers, st.integers(0, 5)).map("({0[0]} * {0[1]})".format),
+        st.tuples(numbers, numbers).map("({0[0]} * {0[1]})".format),
         st.tuples(numbers, positive).map("({0[0]} // {0[1]})".format),
         st.tuples(numbers, numbers).map("({0[0]} // ({0[1]} + 1))".format),
         st.tuples(numbers, positive).map("({0[0]} % {0[1]})".format),
@@ -41,8 +41,14 @@ def grown(numbers: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
 
 
 numbers = st.recursive(leaves, grown, max_leaves=4)
-# A difference may be negative, so it is only compared.
-differences = st.tuples(numbers, numbers).map("({0[0]} - {0[1]})".format)
+negative = st.tuples(numbers, numbers).map("({0[0]} - {0[1]})".format)
+differences = st.one_of(
+    negative,
+    st.tuples(negative, st.integers(-5, 5)).map("({0[0]} * {0[1]})".format),
+    st.tuples(negative, negative).map("({0[0]} * {0[1]})".format),
+    st.tuples(negative, numbers).map("({0[0]} // ({0[1]} + 1))".format),
+    st.tuples(negative, positive).map("({0[0]} % {0[1]})".format),
+)
 comparisons = st.one_of(
     st.tuples(numbers | differences, st.sampled_from(["<", "<=", ">", ">=", "==", "!="]), numbers | differences)
     .map("({0[0]} {0[1]} {0[2]})".format)

@@ -12,6 +12,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from lg.attention import Causal, Documents, Pattern, PrefixLM, ShiftedGroups, SinkWindow, Strided
+from lg.attention.gallery import EXAMPLES
 from lg.attention.schedule import Interleave, MiddleFull
 from lg.data import Bytes, Document, Source, TextData, collate
 from lg.models.checkpoint import FORMAT
@@ -185,6 +186,19 @@ def test_a_checkpoint_is_plain_data_and_rebuilds_the_model(schedule: Any, tmp_pa
     assert torch.equal(again(tokens), model(tokens))
 
 
+@pytest.mark.parametrize("name", [n for n, e in EXAMPLES.items() if e.small.made_for in (None, 2, 4)])
+def test_every_example_of_a_pattern_is_rebuilt_from_a_checkpoint(name: str, tmp_path: Path) -> None:
+    pattern = EXAMPLES[name].small
+    shape = {**SHAPE, "num_kv_heads": pattern.made_for or 2}
+    model = build(patterns={"local": pattern, "full": Causal()}, decoder=shape)
+    model.configure_model()
+    path = tmp_path / "model.ckpt"
+    checkpoint: dict[str, Any] = {"state_dict": model.state_dict()}
+    model.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+    assert HybridLM.from_checkpoint(str(path)).patterns["local"] == pattern
+
+
 @pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint")
 def test_training_goes_on_from_a_checkpoint(tmp_path: Path) -> None:
     _, path = saved(tmp_path)
@@ -234,6 +248,13 @@ class InChunks(Pattern):
         return q // self.chunk == k // self.chunk
 
 
+class Plain(Pattern):
+    """Its author forgot the decorator."""
+
+    def sees(self, q: Any, k: Any, h: Any) -> Any:
+        return k <= q
+
+
 @dataclass(frozen=True)
 class Halved(Pattern):
     """No predicate: positions are integers."""
@@ -267,8 +288,13 @@ def test_targets_that_a_prefix_shows_are_left_out_of_the_loss(tmp_path: Path, ca
     changed["targets"][0, :9] = 7
     again, _ = model._loss({**changed, "document_attributes": {"prefix": [10, 0]}})
     assert torch.equal(loss, again)
-    with pytest.raises(ValueError, match=r"asks for doc.prefix, but these documents have only doc.length"):
+    with pytest.raises(ValueError, match=r"patterns\.local: .* asks for doc\.prefix, which the data does not tell"):
         model._loss(batch)
+    with pytest.raises(ValueError, match=r"patterns\.local: .* asks for doc\.prefix.*data\.init_args\.prefix"):
+        trainer(tmp_path).fit(build(patterns={"local": PrefixLM(), "full": Causal()}), data())
+    with pytest.raises(ValueError, match=r"patterns\.local: PrefixLM\(\) lets every query see later keys"):
+        model = build(patterns={"local": PrefixLM(), "full": Causal()})
+        model._loss({**batch, "document_attributes": {"prefix": [24, 40]}})
 
 
 def test_the_next_token_never_reaches_a_target_that_is_kept() -> None:
@@ -289,6 +315,8 @@ def test_the_next_token_never_reaches_a_target_that_is_kept() -> None:
 def test_a_pattern_that_cannot_be_read_or_does_not_fit_names_its_key() -> None:
     with pytest.raises(ValueError, match=r"model\.init_args\.patterns\.local: Halved\.sees: `k / 2` is not allowed"):
         build(patterns={"local": Halved(), "full": Causal()})
+    with pytest.raises(ValueError, match=r"patterns\.local: Plain is no dataclass.*@dataclass\(frozen=True\)"):
+        build(patterns={"local": Plain(), "full": Causal()})
     with pytest.raises(ValueError, match=r"patterns\.local: .* made for 6 KV heads, but the decoder has \d"):
         build(patterns={"local": ShiftedGroups(group=8, num_kv_heads=6), "full": Causal()})
 

@@ -12,13 +12,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from lg.attention.documents import Documents
-from lg.attention.impl import dense
+from lg.attention.impl import Implementation, dense
 from lg.attention.pattern import Pattern
 from lg.attention.tiles import Tiles
 
@@ -34,16 +34,6 @@ _BUDGET = 2.0
 _LEAST = 1e-5
 # Dense attention goes by so many queries at a time, to bound its memory.
 _CHUNK = 512
-
-
-class Implementation(Protocol):
-    """What can be proven: as in `lg.attention.attend`."""
-
-    def refusal(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
-        """Why it cannot compute this, or None if it can."""
-
-    def run(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
-        """Attention: [B, H, Lq, D]."""
 
 
 class Case(NamedTuple):
