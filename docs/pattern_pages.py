@@ -11,10 +11,11 @@ from collections.abc import Sequence
 import yaml
 from cost_curve import svg
 
-from lg.attention import Pattern
-from lg.attention.cost import visible_pairs
+from lg.attention import Causal, Pattern
+from lg.attention.cost import AttentionCost
 from lg.attention.gallery import LENGTH, Example, configuration, expression, parts
 from lg.attention.picture import drawing, plausible
+from lg.cli.figures import percent
 from lg.testing import check_pattern
 
 LENGTHS = tuple(2**n for n in range(10, 18))
@@ -33,7 +34,7 @@ def written(example: Example) -> str:
             _predicate(example),
             "## Use it",
             f"```python\n{python(example)}```",
-            "In a configuration:",
+            _configured(example),
             f"```yaml\n{in_yaml(example)}```",
             "## What it costs",
             _cost(example),
@@ -66,9 +67,31 @@ def python(example: Example) -> str:
 
 
 def in_yaml(example: Example) -> str:
-    """The part of a configuration that names it."""
-    model = {"init_args": {"patterns": {"local": configuration(example.real), "full": "Causal"}}}
-    return yaml.safe_dump({"model": model}, sort_keys=False)
+    """The part of a configuration that names it, such that a decoder trains with it."""
+    pattern = example.real & Causal() if _leaks_everywhere(example) else example.real
+    model = {"init_args": {"patterns": {"local": configuration(pattern), "full": "Causal"}}}
+    data = {"data": {"init_args": {"prefix": 0.3}}} if "prefix" in pattern.attributes else {}
+    return yaml.safe_dump({"model": model, **data}, sort_keys=False)
+
+
+def _configured(example: Example) -> str:
+    """What stands above the part of a configuration."""
+    if _leaks_everywhere(example):
+        return (
+            "In a configuration, with `& Causal()`: by itself it shows later keys to queries that must predict them, "
+            "so `lg fit` refuses it."
+        )
+    if "prefix" in example.real.attributes:
+        return (
+            "In a configuration, where the data say what share of each document is its prefix. The targets that a "
+            "prefix shows are left out of the loss."
+        )
+    return "In a configuration:"
+
+
+def _leaks_everywhere(example: Example) -> bool:
+    """Whether later keys are seen, and no document says where: then nothing is left to learn."""
+    return not example.real.attributes and example.real.sees_later(LENGTHS[0], example.num_real_heads)
 
 
 def _about(text: str) -> str:
@@ -81,7 +104,8 @@ def _about(text: str) -> str:
 
 def _predicate(example: Example) -> str:
     source = expression(example.small)
-    if not example.is_composed:
+    # What is made of other patterns says more by its parts than by the lines that join them.
+    if len(list(parts(example.small))) == 1:
         source = textwrap.dedent(inspect.getsource(type(example.small).sees))
         source = source.replace("  # type: ignore[override]", "")
     heads = "see different keys" if example.small.heads_differ else "all see the same"
@@ -101,17 +125,15 @@ def _cost(example: Example) -> str:
     return (
         f"Of `{expression(example.real)}`{asks}: pairs of query and key that are seen, and keys that a cache keeps "
         f"while the last token is computed, as shares of full causal attention. At {longest} tokens "
-        f"{_percent(visible[-1])} and {_percent(kept[-1])}.\n\n"
+        f"{percent(visible[-1])} and {percent(kept[-1])}.\n\n"
         f"{svg(LENGTHS, {'pairs seen': visible, 'keys kept': kept})}\n\n{_excess(example)}"
     )
 
 
 def _shares(pattern: Pattern, length: int, num_kv_heads: int) -> tuple[float, float]:
-    documents = plausible(pattern, length)
-    attributes = {name: value for name, (value,) in documents.attributes.items()}
-    pairs = visible_pairs(pattern.tiles(documents, num_kv_heads)).double().mean()
-    kept = pattern.kept(length - 1, 2 * length, num_kv_heads, **attributes).num_tokens().double().mean() + 1
-    return float(pairs) / (length * (length + 1) / 2), float(kept) / length
+    attributes = {name: value for name, (value,) in plausible(pattern, length).attributes.items()}
+    cost = AttentionCost(pattern, length, num_kv_heads, num_kv_heads, attributes=attributes)
+    return cost.visible / (num_kv_heads * length * (length + 1) / 2), cost.kept / (num_kv_heads * length)
 
 
 def _excess(example: Example) -> str:
@@ -120,14 +142,10 @@ def _excess(example: Example) -> str:
     if not found.empty:
         return "The tile table lists no tile in which nothing is seen."
     return (
-        f"Intervals are not tight for it: of the tiles that the table lists, {_percent(found.excess)} are empty (the "
+        f"Intervals are not tight for it: of the tiles that the table lists, {percent(found.excess)} are empty (the "
         "size that is drawn, on random packings of 200 tokens, tiles of 8 and 16). They cost time, and change nothing."
     )
 
 
 def _tokens(count: int) -> str:
     return "1 token" if count == 1 else f"{count} tokens"
-
-
-def _percent(share: float) -> str:
-    return f"{share:.2%}" if share < 0.1 else f"{share:.0%}"

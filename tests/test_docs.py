@@ -14,7 +14,7 @@ import pytest
 import yaml
 from jsonargparse import ArgumentParser
 
-from lg.attention import Pattern
+from lg.attention import Causal, Pattern
 from lg.attention.gallery import EXAMPLES
 from lg.attention.pattern import NAMES
 from lg.cli import main
@@ -43,8 +43,9 @@ COMMANDS = [
 
 @pytest.fixture
 def names(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Patterns that a page defines are forgotten afterwards."""
-    monkeypatch.setattr("lg.attention.pattern.NAMES", dict(NAMES))
+    """Patterns that a page defines are forgotten afterwards, as are here those of other tests."""
+    own = {name: kind for name, kind in NAMES.items() if kind.__module__.startswith("lg.")}
+    monkeypatch.setattr("lg.attention.pattern.NAMES", own)
 
 
 @pytest.fixture
@@ -116,7 +117,53 @@ def test_the_yaml_of_a_pattern_makes_it(name: str, pages: ModuleType) -> None:
     parser.add_argument("--patterns", type=dict[str, Pattern])
     patterns = yaml.safe_load(pages.in_yaml(EXAMPLES[name]))["model"]["init_args"]["patterns"]
     made = parser.instantiate_classes(parser.parse_object({"patterns": patterns})).patterns
-    assert made["local"] == EXAMPLES[name].real
+    real = EXAMPLES[name].real
+    assert made["local"] == (real & Causal() if name in ("GlobalTokens", "longformer") else real)
+
+
+@pytest.mark.parametrize("name", ["GlobalTokens", "longformer", "PrefixLM"])
+def test_the_yaml_of_a_pattern_that_sees_later_keys_trains(
+    name: str,
+    pages: ModuleType,
+    root: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("texts").mkdir()
+    for number in range(8):
+        Path(f"texts/{number}.txt").write_text(f"{number}: the quick brown fox. " * 30)
+    Path("own.yaml").write_text(f"base: {root / 'configs' / 'base.yaml'}\n{pages.in_yaml(EXAMPLES[name])}")
+    words = [
+        "--config=own.yaml",
+        "--model.schedule=5*local, full",
+        '--data.source={"class_path": "Folder", "init_args": {"path": "texts"}}',
+        "--data.row_length=256",
+        "--trainer.accelerator=cpu",
+        "--trainer.max_steps=1",
+        "--trainer.val_check_interval=1",
+        "--trainer.limit_val_batches=1",
+        "--trainer.log_every_n_steps=1",
+    ]
+    assert main(["fit", *words]) == 0, capsys.readouterr().err
+
+
+def test_pages_of_patterns_that_see_later_keys_say_how_they_train(
+    pages: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pages, "LENGTHS", (1024, 2048))
+    assert "In a configuration, with `& Causal()`" in pages.written(EXAMPLES["longformer"])
+    page = pages.written(EXAMPLES["PrefixLM"])
+    assert "data:\n  init_args:\n    prefix: 0.3\n" in page
+    assert "In a configuration:" in pages.written(EXAMPLES["Window"])
+
+
+def test_the_predicate_of_a_page_is_no_private_code(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pages, "LENGTHS", (1024, 2048))
+    page = pages.written(EXAMPLES["PerHead"])
+    assert "self._" not in page
+    assert "## The predicate\n\n```python\nPerHead((Causal(), SinkWindow(window=8, sinks=4)), heads=(0, 1, 1))" in page
 
 
 def test_a_page_has_the_pattern_s_text_papers_and_cost(pages: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +173,7 @@ def test_a_page_has_the_pattern_s_text_papers_and_cost(pages: ModuleType, monkey
     assert "[arXiv 2309.17453](https://arxiv.org/abs/2309.17453)" in page
     # 1984 + 64 of 4096 keys, and pairs of a triangle that is cut off.
     seen = sum(min(q + 1, 1984) + min(max(q + 1 - 1984, 0), 64) for q in range(4096))
-    assert f"At 4K tokens {seen / (4096 * 4097 / 2):.0%} and 50%." in page
+    assert f"At 4K tokens {seen / (4096 * 4097 / 2):.1%} and 50.0%." in page
     assert "lists no tile in which nothing is seen" in page
     assert pages.picture(EXAMPLES["SinkWindow"], (0, 20, 33)).startswith(b"\x89PNG")
 

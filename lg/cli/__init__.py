@@ -52,7 +52,25 @@ def entry() -> None:
     # own pattern is there.
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    sys.exit(main())
+    try:
+        code = main()
+        sys.stdout.flush()
+    except BrokenPipeError:
+        if not _reader_gone():
+            raise
+        # What is left in the buffer goes nowhere, so that Python does not complain of it either.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        code = 141  # what shells say of a command that its reader ended
+    sys.exit(code)
+
+
+def _reader_gone() -> bool:
+    """Whether it is stdout that nobody reads any more, as in ``lg patterns | head``, rather than another pipe."""
+    try:
+        os.write(sys.stdout.fileno(), b"\n")
+    except BrokenPipeError:
+        return True
+    return False
 
 
 def main(args: list[str] | None = None) -> int:

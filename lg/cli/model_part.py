@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import inspect
 
 from jsonargparse import Namespace
+from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lg.cli.commands import PARSER_OPTIONS, Refused, refusals_told
+from lg.cli.commands import PARSER_OPTIONS, ROOTS, Command, Refused, refusals_told
 from lg.cli.complaint import explain
-from lg.cli.configuration import FLAGS, as_argument, gather
+from lg.cli.configuration import FLAGS, Config, as_argument, gather
 from lg.cli.given import overlay
 from lg.models.hybrid import HybridLM
 
@@ -29,10 +31,11 @@ def model_parser(command: str, description: str) -> LightningArgumentParser:
     return parser
 
 
-def read_model(parser: LightningArgumentParser, words: list[str], own: list[str]) -> tuple[HybridLM, Namespace]:
-    """The model that the words describe, without weights, and all that was parsed.
+def read_model(parser: LightningArgumentParser, words: list[str], own: list[str]) -> tuple[HybridLM, Namespace, Config]:
+    """The model that the words describe, without weights; all that was parsed; and what the YAML files say besides.
 
-    Sections of the YAML files other than ``model`` are left unread.
+    That is left unread: the sections that `lg fit` and `lg validate` know and these commands do not need. A section
+    that those do not know either is refused.
 
     Args:
         parser: that of `model_parser`.
@@ -43,7 +46,7 @@ def read_model(parser: LightningArgumentParser, words: list[str], own: list[str]
         Refused: when the input is at fault.
     """
     files, options = gather(words)
-    files = {"model": files["model"]} if "model" in files else {}
+    unread = {key: files.pop(key) for key in sections() - {"model"} if key in files}
     given = overlay(files, options)
     if files:
         options = ["--config", as_argument(files), *options]
@@ -54,4 +57,15 @@ def read_model(parser: LightningArgumentParser, words: list[str], own: list[str]
         raise Refused(explain(error.message, given, roots)) from error
     with refusals_told(given):
         model: HybridLM = parser.instantiate_classes(parsed).model
-    return model, parsed
+    return model, parsed, unread
+
+
+def sections() -> set[str]:
+    """The top-level keys that a YAML file of `lg fit` or `lg validate` may have."""
+    methods = {
+        key
+        for command, hidden in Command.subcommands().items()
+        for key in inspect.signature(getattr(Trainer, command)).parameters
+        if key != "self" and key not in hidden
+    }
+    return {*ROOTS, "seed_everything", *methods}

@@ -5,18 +5,21 @@ from __future__ import annotations
 import argparse
 import difflib
 import inspect
-import os
+import io
 import re
 import shutil
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lg.cli.configuration import FLAGS, gather
+from lg.cli.configuration import FLAGS
 from lg.cli.lengths import tokens_in
+from lg.cli.written import write
 
 if TYPE_CHECKING:
     from lg.attention import Pattern
+    from lg.attention.gallery import Example
     from lg.cli.pattern_card import Card
 
 HELP = """usage: lg patterns [NAME] [--FIELD=VALUE ...] [--length N] [--kv_heads N] [--config FILE] [--png DIR]
@@ -30,7 +33,7 @@ Lists the patterns that come with lg; with a name, shows one larger.
   lg patterns --config configs/hybrid.yaml     those of a configuration, and its schedule
 
 options:
-  --FIELD=VALUE   a field of the pattern's class
+  --FIELD=VALUE   a field of the pattern's class; --init_args.FIELD=VALUE if it is named like an option below
   --length N      tokens to draw, such as 4096, 32K or 1M; by default what shows the pattern best
   --kv_heads N    KV heads to draw, where they differ
   --config FILE   a YAML file; NAME is then one of its patterns, and any key of its model part is an option
@@ -53,14 +56,17 @@ def run(args: list[str]) -> None:
     if {"-h", "--help"} & set(words):
         print(HELP, end="")
         return
-    own, rest = _own_options(words)
+    names, options = _names_and_options(words)
+    if len(names) > 1:
+        raise ValueError(
+            f"{names[1]!r}: one pattern is shown at a time, and {names[0]} is named already; fields are given by name, "
+            "as in --window=64"
+        )
+    name = names[0] if names else None
+    own, rest = _own_options(options)
     length = tokens_in(own["length"], "--length") if "length" in own else None
     heads = _heads(own["kv_heads"]) if "kv_heads" in own else None
-    configured = any(word.split("=")[0] in FLAGS for word in rest)
-    name = next((word for word in gather(rest)[1][:1] if not word.startswith("-")), None)
-    if name:
-        rest.remove(name)
-    if configured:
+    if any(word.split("=")[0] in FLAGS for word in rest):
         title, cards = _of_configuration(name, rest, length, heads)
     else:
         title, cards = "", _named(name, rest, length, heads) if name else _all(rest, length, heads)
@@ -71,18 +77,35 @@ def run(args: list[str]) -> None:
         _write(cards, Path(own["png"]))
 
 
-def _own_options(words: list[str]) -> tuple[dict[str, str], list[str]]:
-    """The options of the command itself, and the other words."""
+def _names_and_options(words: list[str]) -> tuple[list[str], list[str]]:
+    """The words that are neither an option nor its value, and the options, each as one word, ``--key=value``."""
+    names: list[str] = []
+    options: list[str] = []
+    left = list(words)
+    while left:
+        word = left.pop(0)
+        if not word.startswith("-"):
+            names.append(word)
+        elif "=" in word or word == "--print_config":
+            options.append(word)
+        elif left and not left[0].startswith("--"):
+            options.append(f"{word}={left.pop(0)}")
+        else:
+            raise ValueError(f"{word}: a value is needed (see lg patterns --help)")
+    return names, options
+
+
+def _own_options(options: list[str]) -> tuple[dict[str, str], list[str]]:
+    """The options of the command itself, and the others."""
     own: dict[str, str] = {}
     rest: list[str] = []
-    given = iter(words)
-    for word in given:
-        flag, equals, value = word.partition("=")
-        if flag.removeprefix("--") not in _OWN or not flag.startswith("--"):
-            rest.append(word)
-            continue
-        own[flag[2:]] = value if equals else next(given, "")
-        if not own[flag[2:]]:
+    for option in options:
+        flag, _, value = option.partition("=")
+        if flag not in [f"--{name}" for name in _OWN]:
+            rest.append(option)
+        elif value:
+            own[flag[2:]] = value
+        else:
             raise ValueError(f"{flag}: a value is needed (see lg patterns --help)")
     return own, rest
 
@@ -93,28 +116,52 @@ def _heads(word: str) -> int:
     return int(word)
 
 
+def _card(
+    name: str, pattern: Pattern, about: str, length: int | None, heads: int | None, num_kv_heads: int | None = None
+) -> Card:
+    """A card of as many KV heads as asked for, else as the pattern is made for, else ``num_kv_heads``, else what shows.
+
+    Raises:
+        ValueError: if other KV heads are asked for than the pattern is made for.
+    """
+    from lg.cli.pattern_card import Card, fitting_length
+
+    if heads and pattern.made_for not in (None, heads):
+        raise ValueError(
+            f"--kv_heads: {heads} is not allowed; {name} is made for {pattern.made_for} KV heads: {pattern}"
+        )
+    shown = heads or pattern.made_for or num_kv_heads or (4 if pattern.heads_differ else 1)
+    return Card(name, pattern, length or fitting_length(pattern, shown), shown, about)
+
+
 def _all(rest: list[str], length: int | None, heads: int | None) -> list[Card]:
     """Every example at its small size."""
-    from lg.attention.gallery import EXAMPLES, LENGTH
-    from lg.cli.pattern_card import Card
+    from lg.attention.gallery import EXAMPLES
 
     if rest:
         raise ValueError(f"{rest[0]}: not a known option without the name of a pattern (see lg patterns --help)")
-    return [
-        Card(e.name, e.small, length or LENGTH, e.small.made_for or heads or e.num_kv_heads, e.about)
-        for e in EXAMPLES.values()
-    ]
+    return [_of_example(example, length, heads) for example in EXAMPLES.values()]
+
+
+def _of_example(e: Example, length: int | None, heads: int | None) -> Card:
+    from lg.attention.gallery import LENGTH
+
+    return _card(e.name, e.small, e.about, length or LENGTH, heads, e.num_kv_heads)
 
 
 def _named(name: str, options: list[str], length: int | None, heads: int | None) -> list[Card]:
     """One pattern: an example as it is, or a class at the size that the options say."""
-    from lg.attention.gallery import EXAMPLES, LENGTH
+    from lg.attention.gallery import EXAMPLES, expression
     from lg.attention.pattern import NAMES
-    from lg.cli.pattern_card import Card, fitting_length
 
-    if name in EXAMPLES and not options:
-        e = EXAMPLES[name]
-        return [Card(e.name, e.small, length or LENGTH, e.small.made_for or heads or e.num_kv_heads, e.about)]
+    example = EXAMPLES.get(name)
+    if example and not options:
+        return [_of_example(example, length, heads)]
+    if example and example.is_composed:
+        raise ValueError(
+            f"{options[0]}: {name} has no fields to set; it is a composition, {expression(example.small)}, and its "
+            "parts are shown by their own names"
+        )
     known = [*EXAMPLES, *(other for other in NAMES if other not in EXAMPLES)]
     if "." not in name and name not in known:
         near = difflib.get_close_matches(name, known, n=1)
@@ -124,9 +171,7 @@ def _named(name: str, options: list[str], length: int | None, heads: int | None)
             "yours"
         )
     pattern = _built(name, options)
-    shown = pattern.made_for or heads or (4 if pattern.heads_differ else 1)
-    about = inspect.cleandoc(type(pattern).__doc__ or "")
-    return [Card(name, pattern, length or fitting_length(pattern, shown), shown, about)]
+    return [_card(name, pattern, inspect.cleandoc(type(pattern).__doc__ or ""), length, heads)]
 
 
 def _built(name: str, options: list[str]) -> Pattern:
@@ -144,7 +189,11 @@ def _built(name: str, options: list[str]) -> Pattern:
         values = parser.parse_args(words)
     except argparse.ArgumentError as error:
         told = explain(error.message, overlay({}, words), {"pattern": Pattern})
-        raise ValueError(told.removeprefix("pattern.init_args.").removeprefix("pattern: ")) from error
+        told = told.removeprefix("pattern.init_args.").removeprefix("pattern: ")
+        for field in _OWN:
+            if re.search(rf"\b{field}(,.*)?: missing", told):
+                told += f" (--{field} is an option of lg patterns itself: the field is --init_args.{field})"
+        raise ValueError(told) from error
     try:
         built: Pattern = parser.instantiate_classes(values).pattern
         built.text  # noqa: B018 (a predicate that cannot be read says so here)
@@ -160,33 +209,33 @@ def _of_configuration(
     from lg.attention import Pattern
     from lg.attention.schedule import written
     from lg.cli.model_part import model_parser, read_model
-    from lg.cli.pattern_card import Card, fitting_length
 
-    model, _ = read_model(model_parser("patterns", "Draws what layers may see."), words, [])
+    model, _, _ = read_model(model_parser("patterns", "Draws what layers may see."), words, [])
     patterns = {key: pattern for key, pattern in model.patterns.items() if isinstance(pattern, Pattern)}
     if name is not None and name not in patterns:
         raise ValueError(f"{name!r} is not a pattern of this configuration; allowed: {', '.join(patterns)}")
     shown = {key: patterns[key] for key in ([name] if name else patterns)}
-    num_kv_heads = heads or model.decoder_config.num_kv_heads
-    fitting = length or max(fitting_length(pattern, num_kv_heads) for pattern in shown.values())
+    num_kv_heads = model.decoder_config.num_kv_heads
+    # All at the length that the one needs which needs most, to be compared.
     cards = [
-        Card(key, pattern, fitting, num_kv_heads, inspect.cleandoc(type(pattern).__doc__ or ""))
+        _card(key, pattern, inspect.cleandoc(type(pattern).__doc__ or ""), length, heads, num_kv_heads)
         for key, pattern in shown.items()
     ]
+    longest = max((card.length for card in cards), default=0)
+    cards = [replace(card, length=longest) for card in cards]
     return f"schedule  {written(model.schedule)}", cards
 
 
 def _write(cards: list[Card], folder: Path) -> None:
-    """One PNG a card; each is written aside and renamed, so that none is ever half there."""
+    """One PNG a card."""
     from lg.attention.picture import drawing
 
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        for card in cards:
-            path = folder / f"{card.name.replace('/', '_')}.png"
-            aside = path.with_name(f".{path.name}.{os.getpid()}")
-            drawing(card.tiles(), card.caption).save(aside, format="PNG")
-            aside.replace(path)
     except OSError as error:
         raise ValueError(f"--png: {str(folder)!r} cannot be written to: {error}") from error
+    for card in cards:
+        image = io.BytesIO()
+        drawing(card.tiles(), card.caption).save(image, "PNG")
+        write(folder / f"{card.name.replace('/', '_')}.png", image.getvalue(), "--png")
     print(f"\n{len(cards)} picture{'s' * (len(cards) > 1)} in {folder}")

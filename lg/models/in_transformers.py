@@ -11,6 +11,7 @@
 ['local', 'full', 'local']
 
 Without `use_patterns` every layer sees what the model's own configuration says: a sliding window, or all before it.
+Patterns are not saved with the weights, and are not asked while ``set_attn_implementation`` names another attention.
 Batches may be padded on either side, or packed by ``position_ids`` that begin again (where transformers looks for it:
 without ``attention_mask``, with ``use_cache=False``). KV caches may be used; of a sliding layer transformers' cache
 keeps the window only: for a pattern that sees more, hand ``generate`` a ``DynamicCache()``. What lg does not compute
@@ -33,11 +34,15 @@ from torch import Tensor, nn
 
 from lg.attention import Pattern
 from lg.attention.attend import IMPLEMENTATIONS
-from lg.attention.schedule import Schedule, layers
-from lg.models.transformers_mask import Mask, mask
+from lg.attention.schedule import KEY, Schedule, layers
+from lg.models.transformers_mask import Mask, mask, sees_later
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+# Tokens of the document on which a pattern is first asked whether it sees later keys. Longer ones are asked when they
+# come: a pattern may begin there.
+_FIRST_ASKED = 4096
 
 # What models hand on that changes nothing here: the mask says it already, or it is not attention's affair.
 _SAID_ELSEWHERE = frozenset(
@@ -101,7 +106,8 @@ def use_patterns(model: PreTrainedModel, patterns: Mapping[str, Pattern], schedu
 
     Raises:
         ValueError: if the model does not use lg, a layer has no attention that transformers' interface reaches, the
-            schedule does not fit, or a pattern asks for what transformers does not know of its documents.
+            schedule does not fit, or a pattern is none, is made for other KV heads, sees later keys, or asks for what
+            transformers does not know of its documents.
     """
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
@@ -111,13 +117,16 @@ def use_patterns(model: PreTrainedModel, patterns: Mapping[str, Pattern], schedu
         raise ValueError(
             f'{type(model).__name__} uses attn_implementation={used!r}; register() lg\'s, and load it with "lg"'
         )
+    heads = getattr(config, "num_key_value_heads", None)
     for name, pattern in patterns.items():
-        if pattern.attributes:
-            raise ValueError(
-                f"use_patterns: {name!r}, {pattern}, asks for doc.{pattern.attributes[0]}, which transformers does not "
-                "know of its documents"
-            )
-    names = layers(schedule, config.num_hidden_layers, list(patterns))
+        # Some configurations have a number for each layer: then the layers ask, as they run.
+        _check(name, pattern, heads if isinstance(heads, int) else None)
+    try:
+        names = layers(schedule, config.num_hidden_layers, list(patterns))
+    except ValueError as error:
+        # There is no YAML here.
+        told = str(error).replace(KEY, "use_patterns: schedule").replace(" (model.init_args.patterns)", "")
+        raise ValueError(told) from None
     of_layer = {
         getattr(m, "layer_idx", None): m
         for m in model.modules()
@@ -133,6 +142,29 @@ def use_patterns(model: PreTrainedModel, patterns: Mapping[str, Pattern], schedu
         # A plain attribute: it goes where the module goes, copies included, and is no part of the weights.
         object.__setattr__(of_layer[layer], "lg_pattern", patterns[name])
     return names
+
+
+def _check(name: str, pattern: Pattern, num_kv_heads: int | None) -> None:
+    """Refuses a pattern that no layer of such a model could follow."""
+    if not isinstance(pattern, Pattern):
+        raise ValueError(
+            f"use_patterns: {name!r} is {pattern!r}, which is no pattern; hand an instance, as SinkWindow(window=1984)"
+        )
+    if pattern.attributes:
+        raise ValueError(
+            f"use_patterns: {name!r}, {pattern}, asks for doc.{pattern.attributes[0]}, which transformers does not "
+            "know of its documents"
+        )
+    if num_kv_heads is not None and pattern.made_for not in (None, num_kv_heads):
+        raise ValueError(
+            f"use_patterns: {name!r}, {pattern}, is made for {pattern.made_for} KV heads, but the model has "
+            f"{num_kv_heads} (num_key_value_heads of its configuration)"
+        )
+    if sees_later(pattern, num_kv_heads or pattern.made_for or 1, _FIRST_ASKED):
+        raise ValueError(
+            f"use_patterns: {name!r}, {pattern}, lets a query see later keys, which training would leak and a cache "
+            "has not yet; write `& Causal()` into it"
+        )
 
 
 def _globals_of(function: Any) -> tuple[str, ...]:

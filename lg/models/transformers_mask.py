@@ -92,7 +92,7 @@ class Mask:
             )
         # Few lengths are looked at, so that decoding does not look again at every token.
         longest = 1 << (self.dropped + self.length - 1).bit_length()
-        if _sees_later(pattern, num_kv_heads, longest):
+        if sees_later(pattern, num_kv_heads, longest):
             raise ValueError(
                 f"{pattern} lets a query see later keys, which training would leak and a cache has not yet; "
                 "write `& Causal()` into it"
@@ -105,7 +105,8 @@ def _end_to_end(x: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=256)
-def _sees_later(pattern: Pattern, num_kv_heads: int, length: int) -> bool:
+def sees_later(pattern: Pattern, num_kv_heads: int, length: int) -> bool:
+    """`Pattern.sees_later`, asked once for all passes."""
     return pattern.sees_later(length, num_kv_heads)
 
 

@@ -33,7 +33,8 @@ def grown(numbers: st.SearchStrategy[str]) -> st.SearchStrategy[str]:
     """Expressions that are never negative, of expressions that are never negative."""
     return st.one_of(
         st.tuples(numbers, numbers).map("({0[0]} + {0[1]})".format),
-        st.tuples(numbers, numbers).map("({0[0]} * {0[1]})".format),
+        st.tuples(numbers, st.integers(0, 5)).map("({0[0]} * {0[1]})".format),
+        st.tuples(leaves, leaves).map("({0[0]} * {0[1]})".format),
         st.tuples(numbers, positive).map("({0[0]} // {0[1]})".format),
         st.tuples(numbers, numbers).map("({0[0]} // ({0[1]} + 1))".format),
         st.tuples(numbers, positive).map("({0[0]} % {0[1]})".format),
@@ -45,7 +46,7 @@ negative = st.tuples(numbers, numbers).map("({0[0]} - {0[1]})".format)
 differences = st.one_of(
     negative,
     st.tuples(negative, st.integers(-5, 5)).map("({0[0]} * {0[1]})".format),
-    st.tuples(negative, negative).map("({0[0]} * {0[1]})".format),
+    st.tuples(leaves, leaves, leaves, leaves).map("(({0[0]} - {0[1]}) * ({0[2]} - {0[3]}))".format),
     st.tuples(negative, numbers).map("({0[0]} // ({0[1]} + 1))".format),
     st.tuples(negative, positive).map("({0[0]} % {0[1]})".format),
 )

@@ -8,9 +8,10 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from lg.cli import main
-from lg.cli.cost import _between, _figure
+from lg.cli import cost, main
+from lg.cli.cost import _between
 from lg.cli.curve import tokens
+from lg.cli.model_part import sections
 
 SEVEN = (
     "--model.preset=llama-2-7b",
@@ -96,7 +97,10 @@ MISTAKES = {
     ),
     "unknown key": ("--model.schedul=6*full", "model.init_args.schedul: not a known key; did you mean schedule?"),
     "unknown option": ("--lenghts=3", "lenghts: not a known key; did you mean lengths?"),
-    "an option of fit": ("--trainer.max_steps=3", "trainer: not a known key; allowed: model, lengths, out, json"),
+    "an option of fit": (
+        "--trainer.max_steps=3",
+        "trainer: not a known key; allowed: model, lengths, prefix, out, json",
+    ),
     "unknown preset": ("--model.preset=llama", "model.init_args.preset: 'llama' is not a preset"),
     "window below 1": ("--model.patterns.local.window=0", "(YAML: model.init_args.patterns.local.init_args.window)"),
     "schedule of another depth": ("--model.schedule=3*full", "model.init_args.schedule"),
@@ -105,9 +109,12 @@ MISTAKES = {
     "too long": ("--lengths=17M", "lengths: '17M' is not allowed"),
     "no folder": ("--out=nowhere/cost.png", "out: 'nowhere/cost.png' is not allowed; it must be a .png file"),
     "no picture": ("--out=cost.jpg", "out: 'cost.jpg' is not allowed; it must be a .png file"),
+    "no share": ("--prefix=30%", "prefix: '30%' is not allowed; it must be a share of the document from 0 to 1"),
+    "more than all": ("--prefix=1.1", "prefix: '1.1' is not allowed; it must be a share of the document from 0 to 1"),
     "a pattern that asks": (
         "--model.patterns.full=PrefixLM",
-        "model.init_args.patterns.full: PrefixLM() asks for doc.prefix",
+        "model.init_args.patterns.full: PrefixLM() asks for doc.prefix; say how much of the document it is, as in "
+        "--prefix 0.3, or in the configuration (data.init_args.prefix)",
     ),
 }
 
@@ -127,11 +134,83 @@ def test_nothing_given(capsys: pytest.CaptureFixture[str]) -> None:
     assert "model: missing; name a configuration" in capsys.readouterr().err
 
 
-def test_figures_are_told_in_three_digits() -> None:
-    assert [_figure(x) for x in (288_231.4, 999.6, 12.345, 0.05149, 0)] == ["288,231", "1000", "12.3", "0.0515", "0.00"]
+def test_lengths_are_told_in_short() -> None:
     assert [tokens(n) for n in (1_048_576, 131_072, 1000, 3 * 2**19)] == ["1M", "128K", "1,000", "1536K"]
 
 
 @pytest.mark.parametrize("lengths", [[1], [7], [32_768], [1000, 3000], [1000, 1001], [8192, 1_048_576]])
 def test_a_curve_has_more_than_one_point(lengths: list[int]) -> None:
     assert len({*lengths, *_between(lengths)}) > 1
+
+
+def test_no_length_is_counted_twice(hybrid: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    counted, compare = [], cost.compare
+
+    def noted(*args: object) -> object:
+        counted.append(args[3])
+        return compare(*args)
+
+    monkeypatch.setattr(cost, "compare", noted)
+    assert main(["cost", hybrid, "--lengths=1K,4K,3000"]) == 0
+    assert counted == [1024, 4096, 3000, 2048]
+
+
+def test_small_shares_are_told(hybrid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", hybrid, "--lengths=1M", "--out="]) == 0
+    assert " 0.027%      1  local\n" in capsys.readouterr().out
+
+
+ASKS = """
+base: {base}
+data:
+  init_args:
+    prefix: {prefix}
+model:
+  init_args:
+    patterns:
+      full: PrefixLM
+"""
+
+
+def test_the_prefix_is_the_option_s_or_the_data_s(
+    root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    asks = ASKS.format(base=root / "configs" / "hybrid.yaml", prefix=0.25)
+    Path("asks.yaml").write_text(asks)
+    for option, prefix in (([], 0.25), (["--prefix=0.5"], 0.5), (["--prefix=0"], 0)):
+        assert main(["cost", "--config=asks.yaml", "--lengths=1000", "--json=figures.json", *option]) == 0
+        assert f"; one document, batch 1, the prefix {prefix} of the document\n" in capsys.readouterr().out
+        (gain,) = json.loads(Path("figures.json").read_text())
+        (full,) = [layer for layer in gain["hybrid"]["layers"] if layer["name"] == "full"]
+        assert gain["attributes"] == {"prefix": 1000 * prefix}
+        assert full["visible_pairs"] == 2 * sum(max(q + 1, int(1000 * prefix)) for q in range(1000))
+    # So data say that documents have none.
+    for wrong, sentence in ((0, "asks for doc.prefix; say how much"), ("half", "data.init_args.prefix: 'half'")):
+        Path("asks.yaml").write_text(asks.replace("0.25", str(wrong)))
+        assert main(["cost", "--config=asks.yaml", "--lengths=1000"]) == 2
+        assert sentence in capsys.readouterr().err
+
+
+def test_a_prefix_that_no_layer_asks_for_is_not_told(hybrid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cost", hybrid, "--prefix=0.3", "--lengths=1K", "--out="]) == 0
+    assert "prefix" not in capsys.readouterr().out
+
+
+def test_sections_are_those_of_fit(hybrid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    known = set()
+    for command in ("fit", "validate"):
+        assert main([command, hybrid, "--print_config"]) == 0
+        printed = capsys.readouterr().out
+        known |= {line.partition(":")[0] for line in printed.splitlines() if line[:1].isalpha()}
+        Path("whole.yaml").write_text(printed)
+        assert main(["cost", "--config=whole.yaml", "--lengths=1K", "--out="]) == 0
+        capsys.readouterr()
+    assert sections() == known
+
+
+@pytest.mark.parametrize("command", ["fit", "cost", "patterns"])
+def test_a_misspelt_section_is_refused(command: str, hybrid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("own.yaml").write_text("modle:\n  init_args:\n    preset: llama-3-8b\n")
+    assert main([command, hybrid, "--config=own.yaml"]) == 2
+    assert f"lg {command}: modle: not a known key; did you mean model?" in capsys.readouterr().err

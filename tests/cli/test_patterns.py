@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import shutil
 import subprocess
 import sys
@@ -42,6 +43,13 @@ class CloseBy(Pattern):
 class Hasty(Pattern):
     def sees(self, q, k, h):
         return k <= q and q - k < 3
+
+@dataclass(frozen=True)
+class Long(Pattern):
+    length: int
+
+    def sees(self, q, k, h):
+        return (k <= q) & (q - k < self.length)
 
 class NoPattern:
     pass
@@ -108,6 +116,18 @@ def test_a_size_of_ones_own_is_drawn_at_a_length_that_shows_it(capsys: pytest.Ca
     )
 
 
+def test_the_name_may_stand_anywhere(capsys: pytest.CaptureFixture[str]) -> None:
+    first = told(capsys, "SinkWindow", "--window=64", "--sinks=2")
+    assert told(capsys, "--window=64", "SinkWindow", "--sinks=2") == first
+    assert told(capsys, "--window", "64", "--sinks", "2", "SinkWindow") == first
+
+
+@pytest.mark.usefixtures("mine")
+def test_a_field_that_is_called_as_an_option(capsys: pytest.CaptureFixture[str]) -> None:
+    shown = told(capsys, "mine_drawn.Long", "--init_args.length=9", "--length=96")
+    assert "Long(length=9), 96 tokens" in shown
+
+
 def test_a_composition_by_its_name_and_by_its_parts(capsys: pytest.CaptureFixture[str]) -> None:
     assert "Window(window=12) | GlobalTokens(count=4), 48 tokens" in told(capsys, "longformer")
     assert "Causal() & Chunked(chunk=32), 128 tokens" in told(
@@ -135,7 +155,9 @@ def test_a_field_that_is_called_heads(capsys: pytest.CaptureFixture[str]) -> Non
 def test_heads_as_many_as_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     assert "heads   differ; 2 here" in told(capsys, "Strided", "--kv_heads=2")
     # What is made for a number of heads has that.
-    assert "heads   differ; 3 here" in told(capsys, "PerHead", "--kv_heads=2")
+    assert "heads   differ; 3 here" in told(capsys, "PerHead")
+    assert "heads   differ; 3 here" in told(capsys, "PerHead", "--kv_heads=3")
+    assert "heads   differ; 6 here" in told(capsys, "ShiftedGroups", "--group=8", "--num_kv_heads=6")
 
 
 def test_patterns_and_schedule_of_a_configuration(root: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +179,27 @@ def test_pictures_are_written_whole(tmp_path: Path, capsys: pytest.CaptureFixtur
     for path in folder.iterdir():
         with Image.open(path) as image:
             assert image.format == "PNG" and len(np.unique(np.asarray(image))) > 2
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_reader_that_has_seen_enough_ends_it_quietly(root: Path, unbuffered: str) -> None:
+    read, written = os.pipe()
+    os.close(read)
+    done = subprocess.run(
+        [sys.executable, "-m", "lg", "patterns", "Causal"],
+        cwd=root,
+        stdout=written,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    )
+    os.close(written)
+    assert (done.returncode, done.stderr) == (141, b"")
+
+
+def test_another_broken_pipe_is_an_error(root: Path) -> None:
+    code = "import lg.cli\ndef fails():\n    raise BrokenPipeError\nlg.cli.main = fails\nlg.cli.entry()"
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True)
+    assert done.returncode == 1 and "BrokenPipeError" in done.stderr
 
 
 def test_where_stdout_has_no_braille_there_is_ascii(root: Path) -> None:
@@ -191,7 +234,31 @@ MISTAKES = {
         "Window.window=0 is not allowed; it must be an integer of at le",
     ),
     "missing field": (["And", "--left=Causal"], "right: missing; And needs it"),
-    "field of a composition": (["longformer", "--window=3"], "'longformer' is not a known Pattern"),
+    "field of a composition": (
+        ["longformer", "--window=3"],
+        "--window=3: longformer has no fields to set; it is a composition, Window(window=12) | GlobalTokens(count=4)",
+    ),
+    "two names": (["Strided", "Window"], "'Window': one pattern is shown at a time, and Strided is named already"),
+    "a field without its value": (["Window", "--window"], "--window: a value is needed"),
+    "a field without its value, and another": (["SinkWindow", "--window", "--sinks=2"], "--window: a value is needed"),
+    "a field that is called as an option": (
+        ["mine_drawn.Long", "--length=9"],
+        "length: missing; Long needs it (--length is an option of lg patterns itself: the field is --init_args.length)",
+    ),
+    "other heads than it is made for": (
+        ["ShiftedGroups", "--group=8", "--num_kv_heads=6", "--kv_heads=4"],
+        "--kv_heads: 4 is not allowed; ShiftedGroups is made for 6 KV heads: ShiftedGroups(group=8, num_kv_heads=6)",
+    ),
+    "other heads than an example is made for": (["PerHead", "--kv_heads=2"], "PerHead is made for 3 KV heads"),
+    "heads of all": (["--kv_heads=2"], "--kv_heads: 2 is not allowed; PerHead is made for 3 KV heads"),
+    "other heads than one of a configuration is made for": (
+        [
+            "--config=own.yaml",
+            "--kv_heads=2",
+            '--model.patterns.local={"class_path": "PerHead", "init_args": {"patterns": ["Causal"], "heads": [0]}}',
+        ],
+        "--kv_heads: 2 is not allowed; local is made for 1 KV heads",
+    ),
     "no such module": (["no_such_module.Near"], "'no_such_module.Near' cannot be used: No module named"),
     "no such class": (
         ["mine_drawn.Nea"],

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from transformers import (
 )
 from transformers.masking_utils import causal_mask_function
 
-from lg.attention import Causal, Documents, Pattern, PrefixLM, SinkWindow, Strided, Window
+from lg.attention import Causal, Documents, Pattern, PerHead, PrefixLM, SinkWindow, Strided, Window
 from lg.models.in_transformers import register, use_patterns
 from lg.models.transformers_mask import Mask
 from lg.models.transformers_mask import mask as mask_of_pass
@@ -288,6 +289,30 @@ def test_copies_and_saved_weights(tmp_path: Path) -> None:
     torch.testing.assert_close(loaded(ids).logits, logits, rtol=0, atol=1e-6)
 
 
+def test_patterns_wait_while_other_attention_is_set() -> None:
+    model, ids = build(config_of("llama"), "lg"), tokens(1, L)
+    full = model(ids).logits
+    use_patterns(model, {"local": Window(3)}, "4*local")
+    logits = model(ids).logits
+    model.set_attn_implementation("sdpa")
+    torch.testing.assert_close(model(ids).logits, full, rtol=0, atol=1e-6)
+    model.set_attn_implementation("lg")
+    assert torch.equal(model(ids).logits, logits)
+
+
+def test_packing_is_seen_where_transformers_looks_for_it() -> None:
+    model, ids = build(config_of("llama"), "lg"), tokens(1, L)
+    use_patterns(model, {"local": SinkWindow(window=3, sinks=2)}, "4*local")
+    packed = torch.arange(L // 2).repeat(1, 2)
+    alone = model(ids[:, L // 2 :]).logits
+    given: list[dict[str, Any]] = [{}, {"use_cache": True}, {"attention_mask": torch.ones(1, L, dtype=torch.int64)}]
+    seen = [
+        torch.allclose(model(ids, position_ids=packed, **{"use_cache": False} | more).logits[:, L // 2 :], alone)
+        for more in given
+    ]
+    assert seen == [True, False, False]
+
+
 @pytest.mark.gpu
 def test_training_and_generation_on_a_gpu() -> None:
     config = config_of(**MODELS["qwen3, hybrid"] | {"head_dim": 16, "sliding_window": 100})
@@ -353,11 +378,33 @@ def test_attention_that_is_not_causal_is_refused() -> None:
     tower = AutoConfig.for_model("siglip_vision_model", image_size=16, patch_size=8, **sizes)
     with pytest.raises(ValueError, match=r"not causal|not made by lg|bidirectional_mask_function"):
         AutoModel.from_config(tower, attn_implementation="lg")(torch.zeros(1, 3, 16, 16))
+
+
+@dataclass(frozen=True)
+class FarAhead(Pattern):
+    """Causal until token 5,000."""
+
+    def sees(self, q: Any, k: Any, h: Any) -> Any:
+        return (k <= q) | (q >= 5000)
+
+
+def test_a_pattern_that_sees_later_keys_only_in_a_long_text_is_refused_there() -> None:
+    use_patterns(build(config_of("llama"), "lg"), {"local": FarAhead()}, "4*local")
+    with pytest.raises(ValueError, match="lets a query see later keys"):
+        Mask(None, ((0,),), length=6000, num_queries=6000).tiles(FarAhead(), 2)
+
+
+def test_patterns_that_no_layer_could_follow_are_refused_at_once() -> None:
     model = build(config_of("llama"), "lg")
-    use_patterns(model, {"local": ~Window(3)}, "4*local")
-    refused(model, "lets a query see later keys")
-    with pytest.raises(ValueError, match=r"'local', PrefixLM\(\), asks for doc.prefix"):
-        use_patterns(model, {"local": PrefixLM()}, "4*local")
+    for pattern, sentence in (
+        (~Window(3), "'local', Not.*, lets a query see later keys"),
+        (PrefixLM(), r"'local', PrefixLM\(\), asks for doc.prefix"),
+        (PerHead((Causal(), Window(3)), (0, 1, 1)), "'local', PerHead.*, is made for 3 KV heads, but the model has 2"),
+        ("Window", "use_patterns: 'local' is 'Window', which is no pattern; hand an instance"),
+        (Window, "use_patterns: 'local' is .*Window.*, which is no pattern; hand an instance"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            use_patterns(model, {"local": pattern, "full": Causal()}, "4*full")  # type: ignore[dict-item]
 
 
 def test_masks_with_parts_of_others_are_refused() -> None:
@@ -371,8 +418,12 @@ def test_masks_with_parts_of_others_are_refused() -> None:
 def test_a_model_must_use_lg() -> None:
     with pytest.raises(ValueError, match="LlamaForCausalLM uses attn_implementation='sdpa'"):
         use_patterns(build(config_of("llama"), "sdpa"), {"full": Causal()}, "4*full")
-    with pytest.raises(ValueError, match="gives 3 layers to a model of 4"):
-        use_patterns(build(config_of("llama"), "lg"), {"full": Causal()}, "3*full")
+    for schedule, sentence in (
+        ("3*full", "^use_patterns: schedule: '3.full' gives 3 layers to a model of 4"),
+        ("4*fll", "^use_patterns: schedule: layer 0 is 'fll', which is not among the patterns; allowed are full$"),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            use_patterns(build(config_of("llama"), "lg"), {"full": Causal()}, schedule)
     config = AutoConfig.for_model("bloom", n_layer=4, hidden_size=32, vocab_size=64)
     alibi = AutoModelForCausalLM.from_config(config, attn_implementation="lg")
     with pytest.raises(ValueError, match="layer 0 of BloomForCausalLM has no attention that goes through"):

@@ -1,0 +1,28 @@
+"""Writes a file whole: whoever reads it meanwhile, or writes it too, never meets half of one."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+
+
+def write(path: Path, content: bytes, key: str) -> None:
+    """Puts the content where the path says, in place of what was there.
+
+    Args:
+        path: a file in a folder that exists.
+        content: all of it.
+        key: the option that named the file.
+
+    Raises:
+        ValueError: if it cannot be written; what was there is then as it was.
+    """
+    # Written aside, under a name that no other run has, and renamed.
+    aside = path.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        aside.write_bytes(content)
+        aside.replace(path)
+    except OSError as error:
+        raise ValueError(f"{key}: {str(path)!r} cannot be written: {error.strerror}") from error
+    finally:
+        aside.unlink(missing_ok=True)
