@@ -8,8 +8,8 @@ import torch
 from examples import COMPOSED, PATTERNS
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from largest import Largest
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from lg.attention import (
     Causal,
@@ -79,19 +79,6 @@ def test_any_composition_is_counted_exactly(pattern: Pattern, length: int, cut: 
     tiles = pattern.tiles(Documents(length, (0, cut) if cut < length else (0,)), 2)
     assert count_pairs(tiles).tolist() == brute_force(tiles).sum((1, 2)).tolist()
     assert count_tiles(tiles, 16, 32).tolist() == listed(tiles.table(16, 32)).tolist()
-
-
-class Largest(TorchDispatchMode):
-    """Remembers the number of elements of the largest tensor that is made."""
-
-    elements = 0
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):  # type: ignore[no-untyped-def]
-        out = func(*args, **(kwargs or {}))
-        for x in out if isinstance(out, tuple | list) else (out,):
-            if isinstance(x, torch.Tensor):
-                self.elements = max(self.elements, x.numel())
-        return out
 
 
 def test_memory_does_not_grow_with_what_is_counted() -> None:
