@@ -1,7 +1,8 @@
-"""What every test shares: one thread, and GPU tests only where a GPU is."""
+"""What every test shares: one thread, a cache of its own, and GPU tests only where a GPU is."""
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 # Lightning's log keeps the stderr that it finds when first imported: not that of a single test.
@@ -21,6 +22,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.get_closest_marker("gpu"):
             item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Tokens are kept for this session of tests, its child processes included, and not in the user's own cache."""
+    os.environ["LG_CACHE"] = str(tmp_path_factory.mktemp("cache"))
 
 
 @pytest.fixture(scope="session")

@@ -63,9 +63,21 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto", sc
     Raises:
         ValueError: if shapes do not fit, or the named implementation cannot compute this; with the reason.
     """
-    _check(q, k, v, tiles)
-    implementation = _chosen(q, k, v, tiles) if impl == "auto" else _named(impl, q, k, v, tiles)
+    implementation = chosen(q, k, v, tiles, impl)
     return implementation.run(q, k, v, tiles, q.shape[-1] ** -0.5 if scale is None else scale)
+
+
+def chosen(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto") -> Implementation:
+    """The implementation that `attend` takes; arguments and errors are the same.
+
+    >>> import torch
+    >>> from lg.attention import Documents, Window
+    >>> q, k = torch.empty(1, 4, 100, 16), torch.empty(1, 2, 100, 16)
+    >>> chosen(q, k, k, Window(8).tiles(Documents(100))) is IMPLEMENTATIONS["gather"]
+    True
+    """
+    _check(q, k, v, tiles)
+    return _best(q, k, v, tiles) if impl == "auto" else _named(impl, q, k, v, tiles)
 
 
 def _named(name: str, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implementation:
@@ -80,7 +92,7 @@ def _named(name: str, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implemen
     return IMPLEMENTATIONS[name]
 
 
-def _chosen(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implementation:
+def _best(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implementation:
     refusals = []
     for name, reason in _CHOICE.get(q.device.type, _CHOICE["cpu"]).items():
         refusal = IMPLEMENTATIONS[name].refusal(q, k, v, tiles)

@@ -65,6 +65,30 @@ def executed_pairs(tiles: Tiles, block_q: int = 128, block_k: int = 128) -> Tens
     return count_tiles(tiles, block_q, block_k) * (block_q * block_k)
 
 
+def banded_pairs(tiles: Tiles, window: int | None = None, block: int = 128) -> Tensor:
+    """Pairs that a kernel computes which is handed each document by itself, and of it the last ``window`` keys.
+
+    Its tiles begin where the document's queries and keys begin; those that hold a pair of the band are computed whole.
+
+    Args:
+        tiles: a causal pattern on its documents.
+        window: keys that a query sees, self included; ``None`` for all.
+        block: tokens of a tile's side.
+
+    Returns:
+        int64 [1], on the host: of one head.
+    """
+    start, end = tiles.documents.bounds
+    first, last = start.clamp(min=tiles.queries[0]) - start, end.clamp(max=tiles.queries[1]) - start
+    num_rows = ((last - first + block - 1) // block).clamp(min=0)
+    document = torch.repeat_interleave(num_rows)
+    row = torch.arange(document.numel()) - (num_rows.cumsum(0) - num_rows)[document]
+    query = first[document] + row * block
+    after = torch.minimum(query + block, last[document])
+    left = torch.zeros_like(query) if window is None else (query + 1 - window).clamp(min=0) // block
+    return ((after + block - 1) // block - left).sum(0, keepdim=True) * block**2
+
+
 def flops(pairs: Tensor, num_heads: int, head_width: int) -> Flops:
     """Work of one layer's attention.
 

@@ -58,6 +58,12 @@ class TileTable:
         """Partial tiles, over all rows and heads."""
         return self.partial_index.numel()
 
+    @property
+    def num_listed(self) -> Tensor:
+        """Tiles of each row, full or partial: int64 [heads * num_rows]."""
+        ends = torch.cat((self.run_count.new_zeros(1), self.run_count.cumsum(0)))
+        return ends[self.run_pointer].diff() + self.partial_pointer.diff()
+
     def full_lists(self) -> tuple[Tensor, Tensor]:
         """Full tiles one by one, for libraries without runs: pointer [heads * num_rows + 1] and index [num_full]."""
         ends = self.run_count.cumsum(0)

@@ -23,10 +23,11 @@ COMMANDS = {
     "validate": "measure a checkpoint on the held-out documents",
     "cost": "count what a model costs at any length, beside full attention",
     "patterns": "draw what layers may see: every pattern, or those of a configuration",
+    "data": "fetch real texts and tokenizers, and list those that there are",
 }
 
 # Commands that need no Trainer: each has a module with a `run` of its own.
-_MODULES = {"cost": "lg.cli.cost", "patterns": "lg.cli.patterns"}
+_MODULES = {"cost": "lg.cli.cost", "patterns": "lg.cli.patterns", "data": "lg.cli.data"}
 
 HELP = f"""usage: lg COMMAND [--config FILE ...] [--key=value ...]
 
@@ -41,6 +42,7 @@ commands:
   lg fit --help                                                 every option
   lg cost --config configs/hybrid.yaml --lengths 32K,1M         what it costs there
   lg patterns SinkWindow --window=64                            what a pattern sees, drawn
+  lg data fetch austen                                          the six novels, to train on
 
 A YAML file may build on another (`base: base.yaml`). LG_TRACEBACK=1 shows where an error arose.
 """

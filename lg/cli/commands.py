@@ -11,9 +11,13 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 
+import torch
+from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_info
 
 # The modules, for their classes: YAML may write a class by its bare name once it is imported.
 import lg.attention.schedule
@@ -23,6 +27,7 @@ from lg.cli import COMMANDS
 from lg.cli.complaint import explain
 from lg.cli.configuration import Config, as_argument, gather
 from lg.cli.given import fill_names, overlay
+from lg.cli.last import checkpoint_folder, go_on_in, newest_checkpoint
 from lg.models.hybrid import HybridLM
 
 # Lightning advertises other packages of its makers among a run's messages.
@@ -83,6 +88,8 @@ def run(args: list[str]) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
+            # A run that goes on does so in its own folder.
+            save_config_kwargs={"overwrite": True},
             seed_everything_default=0,
             parser_kwargs={
                 "prog": "lg",
@@ -115,19 +122,47 @@ class Command(LightningCLI):
             self.config = parser.parse_args([command, *options])
         except argparse.ArgumentError as error:
             raise Refused(explain(error.message, self.given, ROOTS)) from error
-        checkpoint = self.config[command].get("ckpt_path")
-        if checkpoint and checkpoint not in ("best", "last", "hpc") and not Path(checkpoint).exists():
-            raise Refused(f"ckpt_path: {str(checkpoint)!r} does not exist; a checkpoint or best is needed")
+        config = self.config[command]
+        checkpoint = config.get("ckpt_path")
+        if checkpoint == "last":
+            config["ckpt_path"] = self._last(command, config["trainer"])
+        elif checkpoint and checkpoint not in ("best", "hpc") and not Path(checkpoint).exists():
+            raise Refused(f"ckpt_path: {str(checkpoint)!r} does not exist; a checkpoint, last or best is needed")
+
+    def _last(self, command: str, trainer: Namespace) -> str | None:
+        """The newest checkpoint of runs of this name, in whose log folder training goes on; None if there is none."""
+        folder = checkpoint_folder(trainer)
+        path = newest_checkpoint(folder)
+        if path is None and command != "fit":
+            raise Refused(f"ckpt_path: last is not there; there is no checkpoint below {str(folder)!r}")
+        if path is None:
+            rank_zero_info(f"ckpt_path: there is no checkpoint below {str(folder)!r} yet, so training begins anew")
+            return None
+        if command == "fit":
+            go_on_in(trainer, path)
+        return str(path)
 
     def instantiate_classes(self) -> None:
         """Builds data, model and trainer; what a constructor refuses is the user's to change."""
         with refusals_told(self.given):
             super().instantiate_classes()
 
+    def before_fit(self) -> None:
+        """Drops from the board what an interrupted run logged after the checkpoint: it is logged again."""
+        checkpoint = self.config["fit"].get("ckpt_path")
+        if not checkpoint or not Path(checkpoint).exists():
+            return
+        step = torch.load(_index(Path(checkpoint)), map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        for logger in self.trainer.loggers:
+            if isinstance(logger, TensorBoardLogger) and Path(checkpoint).is_relative_to(logger.log_dir):
+                # What SummaryWriter is made with, at the first line that is logged.
+                logger._kwargs["purge_step"] = step
+
     def after_fit(self) -> None:
         """Says where the results are, and what to type next."""
+        words = closing_words(self.trainer)  # on every rank: where a run logs is agreed upon
         if self.trainer.is_global_zero:
-            print(closing_words(self.trainer))
+            print(words)
 
 
 def closing_words(trainer: Trainer) -> str:
@@ -151,6 +186,11 @@ def closing_words(trainer: Trainer) -> str:
         lines.append(f"  lg validate {again}")
         lines.append(f"  lg fit {again} --trainer.max_steps={2 * trainer.global_step}")
     return "\n".join(["", *lines])
+
+
+def _index(checkpoint: Path) -> Path:
+    """The file that says at which step a checkpoint was saved: itself, or the one of a sharded one."""
+    return checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
 
 
 def _short(path: Path) -> str:

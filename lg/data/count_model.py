@@ -1,12 +1,16 @@
 """A yard-stick: what plain counting of the last bytes gives, for the network's loss to beat."""
 
+from collections.abc import Iterator
+from typing import Any
+
 import numpy as np
 import numpy.typing as npt
 
-from lg.data.packing import IGNORED, PackedRows, Row
+from lg.data.packed import PackedRows
+from lg.data.rows import IGNORED, Row
 
 _DISCOUNT = 0.75  # the usual one; on the standard library 0.5 to 0.9 are within 0.001 bits
-_SLICE = 1 << 22  # tokens counted at once: bounds the memory, whatever the length of the text
+_SLICE = 1 << 22  # tokens counted at once, or one document: bounds the memory, whatever the length of the text
 
 
 class CountModel:
@@ -98,17 +102,14 @@ class CountModel:
 
 def _count(rows: PackedRows, order: int) -> npt.NDArray[np.uint32]:
     """How often each string of ``order + 1`` bytes occurs inside a document."""
-    stream = rows.tokens_N.numpy()
-    crosses = np.zeros(len(stream), dtype=bool)  # at a string's last byte: it began elsewhere
-    crosses[:order] = True
-    if rows.document_mask:
-        for back in range(order):
-            starts = rows.starts + back
-            crosses[starts[starts < len(stream)]] = True
     num_strings = 256 ** (order + 1)
     counts = np.zeros(num_strings, dtype=np.uint32)
-    for begin in range(0, len(stream), _SLICE):
-        last = begin + np.flatnonzero(~crosses[begin : begin + _SLICE])
+    for stream, starts in _slices(rows):
+        crosses = np.zeros(len(stream), dtype=bool)  # at a string's last byte: it began elsewhere
+        for back in range(order):
+            behind = starts + back
+            crosses[behind[behind < len(stream)]] = True
+        last = np.flatnonzero(~crosses)
         codes = np.zeros(len(last), dtype=np.int64)
         for back in reversed(range(order + 1)):
             codes = codes << 8 | stream[last - back]
@@ -116,10 +117,30 @@ def _count(rows: PackedRows, order: int) -> npt.NDArray[np.uint32]:
     return counts.reshape((256,) * (order + 1))
 
 
+def _slices(rows: PackedRows) -> Iterator[tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]]:
+    """Documents end to end, some at a time, and where strings may not cross."""
+    texts: list[npt.NDArray[np.integer[Any]]] = []
+    for text in rows.texts():
+        texts.append(text)
+        if sum(map(len, texts)) >= _SLICE:
+            yield _together(texts, rows)
+            texts = []
+    if texts:
+        yield _together(texts, rows)
+
+
+def _together(
+    texts: list[npt.NDArray[np.integer[Any]]], rows: PackedRows
+) -> tuple[npt.NDArray[np.integer[Any]], npt.NDArray[np.int64]]:
+    starts = np.cumsum([0, *map(len, texts[:-1])], dtype=np.int64)
+    return np.concatenate(texts), starts if rows.shape.document_mask else starts[:1]
+
+
 def _check_bytes(rows: PackedRows) -> None:
-    if rows.bytes_per_token != 1 or rows.tokens_N.numpy().dtype != np.uint8:
+    types = {corpus.tokens.dtype for corpus in rows.reader.corpora}
+    if rows.bytes_per_token != 1 or types != {np.dtype(np.uint8)}:
         raise ValueError(
             "data.init_args.tokenizer: CountModel counts bytes, and these rows have "
-            f"{rows.bytes_per_token:.2f} bytes a token as {rows.tokens_N.dtype}; "
+            f"{rows.bytes_per_token:.2f} bytes a token as {', '.join(map(str, types))}; "
             "the tokenizer must be Bytes"
         )

@@ -1,189 +1,229 @@
-"""Many documents as one tensor of tokens, cut in rows of equal length that know where each begins.
+"""Which row each document goes to: packings lay items of known lengths into rows of equal length.
 
-Shape suffixes: B batch, L tokens of a row, N tokens of all documents.
+They read lengths alone, never tokens. What has to stay together, a document and its end, is an item.
+
+Shape suffixes: P pieces, N items.
 """
 
-import logging
-from collections.abc import Sequence
-from typing import TypedDict
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
-from torch.utils.data import Dataset
 
-from lg.data.source import Document
-from lg.data.tokenizer import Ids, Tokenizer
+_Integers = npt.NDArray[np.int64]
 
-IGNORED = -100
-"""The target of a position that predicts nothing; PyTorch's own default for cross-entropy."""
-
-_log = logging.getLogger(__name__)
+_WORD = 1024  # bits of a word of the bitset: 1,024 words, one bit of the upper level each, reach to a million
 
 
-class Row(TypedDict):
-    """One packed row.
+@dataclass(frozen=True, eq=False)
+class Packed:
+    """Items laid into rows: piece p is tokens ``begin`` to ``begin + length`` of ``item``, at ``place`` in ``row``.
 
-    ``tokens``: int64 [L]. ``targets``: int64 [L], the next token of the same document or
-    ``IGNORED``. ``document_starts``: ascending positions at which a document begins, 0 first.
-    ``document_attributes``: integers of each document, by name, for patterns that ask for them.
+    Pieces are in the order of their rows and places. Every token of every item is in exactly one; what no piece
+    covers is padding.
+
+    Attributes:
+        row: number of the piece's row: int64 [P], as are all.
+        place: its first token, counted from the start of the row; a multiple of the packing's ``align``.
+        item: number of the item it is of.
+        begin: its first token, counted from the start of the item.
+        length: its tokens, at least 1.
+        num_rows: rows in all; each has a piece.
+        row_length: tokens of a row, padding included.
     """
 
-    tokens: Tensor
-    targets: Tensor
-    document_starts: list[int]
-    document_attributes: dict[str, list[int]]
+    row: _Integers
+    place: _Integers
+    item: _Integers
+    begin: _Integers
+    length: _Integers
+    num_rows: int
+    row_length: int
+
+    def padding(self) -> tuple[int, int]:
+        """Tokens of padding, and how many of them lie directly before a piece of the same row, to align its start.
+
+        The others are at the ends of rows.
+        """
+        follows = self.row[1:] == self.row[:-1]
+        gap = self.place[1:] - (self.place + self.length)[:-1]
+        return self.num_rows * self.row_length - int(self.length.sum()), int(gap[follows].sum())
+
+    @property
+    def padding_share(self) -> float:
+        """Padding as a share of the tokens of all rows; 0 where there are none."""
+        return self.padding()[0] / max(self.num_rows * self.row_length, 1)
 
 
-class Batch(TypedDict):
-    """Rows laid end to end: one packed sequence of B * L tokens.
+class Packing(ABC):
+    """A way to lay items into rows."""
 
-    ``tokens`` and ``targets``: int64 [B, L]. ``document_starts``: as a row's, but counted along
-    all B * L tokens; a list, so that it stays on the host, where tile tables are made, as do
-    ``document_attributes``, one integer for each document.
+    @abstractmethod
+    def pack(self, lengths: _Integers, row_length: int, align: int = 1) -> Packed:
+        """Lay items into as many rows as they need; the same lengths give the same rows.
+
+        Args:
+            lengths: tokens of each item, at least 1; int64 [items]. No item gives no row.
+            row_length: tokens of a row, a multiple of ``align``.
+            align: items begin at multiples of it, as do the pieces of an item that is cut.
+        """
+
+
+@dataclass(frozen=True)
+class Cut(Packing):
+    """Items end to end, in the order given, cut where a row ends: rows are full but for the last, documents are cut."""
+
+    def pack(self, lengths: _Integers, row_length: int, align: int = 1) -> Packed:
+        _check(lengths, row_length, align)
+        # Positions along all rows laid end to end.
+        aligned = _above(lengths, align) * align
+        start = np.cumsum(aligned) - aligned
+        end = start + lengths
+        first_row = start // row_length
+        item, number = _counted((end - 1) // row_length - first_row + 1)
+        row = first_row[item] + number
+        left = np.maximum(start[item], row * row_length)
+        right = np.minimum(end[item], (row + 1) * row_length)
+        num_rows = int(row[-1]) + 1 if len(row) else 0
+        return Packed(row, left - row * row_length, item, left - start[item], right - left, num_rows, row_length)
+
+
+@dataclass(frozen=True)
+class BestFit(Packing):
+    """Best-fit decreasing: no item is cut that fits a row (Ding et al., 2024, "Fewer Truncations Improve Language
+    Modeling", https://arxiv.org/abs/2404.10830).
+
+    An item longer than a row fills whole rows first. What is left of it goes with the other items, the longest first,
+    each into the fullest row where it still fits, or else into a new one. Lengths count as rounded up to ``align``.
     """
 
-    tokens: Tensor
-    targets: Tensor
-    document_starts: list[int]
-    document_attributes: dict[str, list[int]]
+    def pack(self, lengths: _Integers, row_length: int, align: int = 1) -> Packed:
+        _check(lengths, row_length, align)
+        item, number = _counted(lengths // row_length)
+        num_whole = len(item)
+        zeros = np.zeros(num_whole, np.int64)
+        rest = lengths % row_length
+        short = np.flatnonzero(rest)
+        units = _above(rest[short], align)
+        longest_first = np.argsort(-units, kind="stable")
+        row, place = _best_fit(units[longest_first], row_length // align)
+        by_place = np.lexsort((place, row))
+        short = short[longest_first][by_place]
+        return Packed(
+            row=np.concatenate((np.arange(num_whole), num_whole + row[by_place])),
+            place=np.concatenate((zeros, place[by_place] * align)),
+            item=np.concatenate((item, short)),
+            begin=np.concatenate((number * row_length, (lengths - rest)[short])),
+            length=np.concatenate((zeros + row_length, rest[short])),
+            num_rows=num_whole + int(row.max(initial=-1)) + 1,
+            row_length=row_length,
+        )
 
 
-class PackedRows(Dataset[Row]):
-    """A stream of documents cut every ``row_length`` tokens; what fills no row is dropped.
+class _OpenRows:
+    """Rows that are not full, by the units that each has left.
 
-    A document that a row's edge cuts begins anew, at position 0 of the next row, but the last
-    target of a row is still the document's next token.
+    A bitset of two levels tells which numbers of units some row has left, so that the fullest row where an item still
+    fits is found in two words.
+    """
+
+    def __init__(self, most: int) -> None:
+        self._rows: dict[int, list[int]] = {}
+        self._words = [0] * (most // _WORD + 1)
+        self._filled_words = 0
+
+    def add(self, left: int, rows: list[int]) -> None:
+        """Enter rows that have ``left`` units left; full ones are of no more use."""
+        if left and rows:
+            self._rows.setdefault(left, []).extend(rows)
+            self._words[left // _WORD] |= 1 << left % _WORD
+            self._filled_words |= 1 << left // _WORD
+
+    def least(self, units: int) -> int | None:
+        """The least number of units, at least ``units``, that some row has left; None if there is no such row."""
+        word, bit = divmod(units, _WORD)
+        here = self._words[word] >> bit
+        if here:
+            return units + _lowest(here)
+        after = self._filled_words >> (word + 1)
+        if not after:
+            return None
+        word += 1 + _lowest(after)
+        return word * _WORD + _lowest(self._words[word])
+
+    def take(self, left: int, most: int) -> list[int]:
+        """Take out up to ``most`` of the rows that have ``left`` units left."""
+        rows = self._rows[left]
+        taken = rows[-most:]
+        del rows[-most:]
+        if not rows:
+            del self._rows[left]
+            word = left // _WORD
+            self._words[word] ^= 1 << left % _WORD
+            if not self._words[word]:
+                self._filled_words ^= 1 << word
+        return taken
+
+
+def _best_fit(units: _Integers, capacity: int) -> tuple[_Integers, _Integers]:
+    """The row and the place of each item, in units, by best-fit decreasing.
+
+    Equal items are placed together. The fullest row where one fits takes as many as it has room for: after the first
+    it is fuller still. Each turn of the loop ends a length or a number of units left, so there are few, however many
+    items and rows there are.
 
     Args:
-        tokens_N: all documents end to end, each with its end id; uint8 or int32, kept as it is.
-        starts: ascending positions in ``tokens_N`` at which a document begins, 0 first.
-        num_bytes: bytes of text in ``tokens_N``, the end of a document counted as one.
-        row_length: tokens of a row, at least 1.
-        document_mask: whether documents are apart. If not, a row is one document, whose targets
-            cross from one text to the next (as Fu et al. train, 2024,
-            https://arxiv.org/abs/2402.10171, section 3).
-        seed: of the order in which the rows of the stream are numbered.
-        prefix: share of each document of a row that is its prefix, for `PrefixLM`; at 0 none is told.
+        units: each item's length, descending, 1 to ``capacity``.
+        capacity: units of a row.
     """
-
-    def __init__(
-        self,
-        tokens_N: Tensor,
-        starts: npt.NDArray[np.int64],
-        num_bytes: int,
-        row_length: int,
-        document_mask: bool = True,
-        seed: int = 0,
-        prefix: float = 0.0,
-    ) -> None:
-        assert row_length >= 1, row_length
-        self.tokens_N = tokens_N
-        self.starts = starts
-        self.num_bytes = num_bytes
-        self.row_length = row_length
-        self.document_mask = document_mask
-        self.prefix = prefix
-        # Rows in stream order would make the first few, all that a short validation reads, come
-        # from one long document.
-        num_rows = len(tokens_N) // row_length
-        self._order = np.random.default_rng(seed).permutation(num_rows)
-
-    @property
-    def num_tokens(self) -> int:
-        """Tokens of all documents, end ids and the dropped remainder included."""
-        return len(self.tokens_N)
-
-    @property
-    def bytes_per_token(self) -> float:
-        """Bytes of text a token stands for on average; exactly 1 for bytes."""
-        return self.num_bytes / self.num_tokens
-
-    def __len__(self) -> int:
-        """The number of whole rows."""
-        return len(self._order)
-
-    def __getitem__(self, index: int) -> Row:
-        """Row ``index``; IndexError past the end."""
-        begin = int(self._order[index]) * self.row_length
-        end = begin + self.row_length
-        tokens_L = self.tokens_N[begin:end].long()
-        targets_L = torch.full_like(tokens_L, IGNORED)
-        following = self.tokens_N[begin + 1 : end + 1].long()
-        targets_L[: len(following)] = following
-        if not self.document_mask:
-            return self._row(tokens_L, targets_L, [0])
-        # The start at `end` lies in the next row, but this row's last token must not predict it.
-        first, last, past = np.searchsorted(self.starts, [begin + 1, end, end + 1])
-        targets_L[torch.from_numpy(self.starts[first:past] - begin - 1)] = IGNORED
-        inside = (self.starts[first:last] - begin).tolist()
-        return self._row(tokens_L, targets_L, [0, *inside])
-
-    def _row(self, tokens_L: Tensor, targets_L: Tensor, starts: list[int]) -> Row:
-        lengths = np.diff([*starts, self.row_length])
-        attributes = {"prefix": [int(self.prefix * length) for length in lengths]} if self.prefix else {}
-        return Row(tokens=tokens_L, targets=targets_L, document_starts=starts, document_attributes=attributes)
+    lengths, counts = np.unique(units, return_counts=True)
+    open_rows, num_rows = _OpenRows(capacity), 0
+    # Of each turn: units left before, length and number of the items, number of the rows; and its rows.
+    turns: list[tuple[int, int, int, int]] = []
+    rows_of_turns: list[int] = []
+    for length, count in zip(lengths[::-1].tolist(), counts[::-1].tolist(), strict=True):
+        while count:
+            found = open_rows.least(length)
+            left = capacity if found is None else found
+            each = left // length
+            wanted = -(-count // each)
+            if found is None:
+                rows = list(range(num_rows, num_rows + wanted))
+                num_rows += wanted
+            else:
+                rows = open_rows.take(left, wanted)
+            placed = min(count, each * len(rows))
+            full, over = divmod(placed, each)
+            open_rows.add(left - each * length, rows[:full])
+            open_rows.add(left - over * length, rows[full:])
+            turns.append((left, length, placed, len(rows)))
+            rows_of_turns += rows
+            count -= placed
+    table: _Integers = np.array(turns, np.int64).reshape(-1, 4)
+    turn, number = _counted(table[:, 2])
+    left_N, length_N = table[turn, 0], table[turn, 1]
+    in_row, in_turn = number % (left_N // length_N), number // (left_N // length_N)
+    first = np.cumsum(table[:, 3]) - table[:, 3]
+    return np.array(rows_of_turns, np.int64)[first[turn] + in_turn], capacity - left_N + in_row * length_N
 
 
-def pack(
-    documents: Sequence[Document],
-    tokenizer: Tokenizer,
-    row_length: int,
-    document_mask: bool = True,
-    seed: int = 0,
-    prefix: float = 0.0,
-) -> PackedRows:
-    """Tokenize documents, at least one, and lay them end to end in an order drawn from ``seed``.
-
-    Raises:
-        ValueError: the tokenizer gives an id outside its own vocabulary.
-    """
-    dtype = np.uint8 if tokenizer.vocab_size <= 256 else np.int32
-    end = np.array([tokenizer.end], dtype)
-    lengths, pieces = [], []
-    for index in np.random.default_rng(seed).permutation(len(documents)):
-        ids = tokenizer.encode(documents[index].text)
-        _check_ids(ids, tokenizer, documents[index])
-        lengths.append(len(ids) + 1)
-        pieces += [ids.astype(dtype, copy=False), end]
-    tokens_N = torch.from_numpy(np.concatenate(pieces))
-    starts = np.cumsum([0, *lengths[:-1]], dtype=np.int64)
-    num_bytes = sum(len(document.text) + 1 for document in documents)
-    rows = PackedRows(tokens_N, starts, num_bytes, row_length, document_mask, seed, prefix)
-    _log.info(
-        "%d tokens (%d bytes in %d documents): %d rows of %d, a remainder of %d tokens dropped",
-        rows.num_tokens,
-        num_bytes,
-        len(documents),
-        len(rows),
-        row_length,
-        rows.num_tokens - len(rows) * row_length,
-    )
-    return rows
+def _check(lengths: _Integers, row_length: int, align: int) -> None:
+    assert align >= 1 and row_length >= 1 and row_length % align == 0, (row_length, align)
+    assert lengths.dtype == np.int64 and lengths.ndim == 1 and lengths.min(initial=1) >= 1, lengths
 
 
-def collate(rows: Sequence[Row]) -> Batch:
-    """Lay rows of one length end to end; row b's document starts move on by b * L."""
-    starts = []
-    for index, row in enumerate(rows):
-        offset = index * len(row["tokens"])
-        starts += [offset + start for start in row["document_starts"]]
-    return Batch(
-        tokens=torch.stack([row["tokens"] for row in rows]),
-        targets=torch.stack([row["targets"] for row in rows]),
-        document_starts=starts,
-        document_attributes={
-            name: [value for row in rows for value in row["document_attributes"][name]]
-            for name in rows[0]["document_attributes"]
-        },
-    )
+def _above(lengths: _Integers, align: int) -> _Integers:
+    """Multiples of ``align`` that hold each length."""
+    return (lengths + align - 1) // align
 
 
-def _check_ids(ids: Ids, tokenizer: Tokenizer, document: Document) -> None:
-    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
-        raise ValueError(
-            f"data.init_args.tokenizer: {type(tokenizer).__name__} turns document "
-            f"{document.name!r} into ids from {ids.min()} to {ids.max()}; they must be at least 0 "
-            f"and below its vocab_size of {tokenizer.vocab_size}"
-        )
+def _counted(counts: _Integers) -> tuple[_Integers, _Integers]:
+    """Each index as often as its count says, and beside it 0, 1, ... up to its count."""
+    index = np.repeat(np.arange(len(counts)), counts)
+    return index, np.arange(len(index)) - (np.cumsum(counts) - counts)[index]
+
+
+def _lowest(word: int) -> int:
+    """The lowest bit that is set."""
+    return (word & -word).bit_length() - 1

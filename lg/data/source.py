@@ -3,11 +3,16 @@
 A source of one's own is a subclass of :class:`Source`, named in YAML by its dotted path.
 """
 
-import sysconfig
+import hashlib
+import inspect
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
+from itertools import islice
+
+KEY = "data.init_args.source"
+"""The YAML key of the one source that a run has; errors of sources begin with it."""
 
 
 @dataclass(frozen=True)
@@ -24,148 +29,115 @@ class Document:
 
 
 class Source(ABC):
-    """A collection of documents that can be read more than once."""
+    """A collection of documents that can be read more than once, from any document on.
+
+    Documents are numbered from 0 in the order of reading. A table's are numbered by row, and a row
+    without text is no document, so that numbers may have gaps, but always ascend.
+    """
 
     @abstractmethod
-    def documents(self) -> Iterator[Document]:
-        """Every document, in the same order at each call and on each machine with the same text.
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        """Every document from number ``start`` on, in the same order at each call and on each machine.
+
+        A subclass may leave ``start`` out; :meth:`read` then passes over the documents before it.
 
         Raises:
             ValueError: the source is missing or holds no text.
         """
 
-
-@dataclass(frozen=True)
-class Stdlib(Source):
-    """The running interpreter's standard library: real code, and nothing to download.
-
-    A document is a top-level module, or a top-level package with all its ``*.py`` files joined in
-    path order; a line ``# file: <path below the library>`` precedes each file.
-
-    Args:
-        exclude: top-level names to leave out. ``test`` is by default: as one document of 17 MB it
-            outweighs all the others together (14 MB), and many installations come without it.
-    """
-
-    exclude: tuple[str, ...] = ("test",)
-
-    def documents(self) -> Iterator[Document]:
-        """One document a top-level module or package, by name; about 14 MB in 200 documents."""
-        library = Path(sysconfig.get_path("stdlib"))
-        files = {entry.stem: paths for entry in library.iterdir() if (paths := self._files(entry))}
-        if not files:
-            raise ValueError(
-                f"data.init_args.source: Stdlib found no .py file in {library}; an interpreter "
-                "with its standard library in source form, or another source, is needed"
-            )
-        return (_joined(name, library, files[name]) for name in sorted(files))
-
-    def _files(self, entry: Path) -> list[Path]:
-        """The ``*.py`` files of one top-level entry; none if the library does not own it."""
-        # site-packages, lib-dynload and config-* are no identifiers: nothing can import them.
-        # _sysconfigdata* is written by the build and full of the building machine's paths.
-        if not entry.stem.isidentifier() or entry.stem in self.exclude or entry.stem.startswith("_sysconfigdata"):
-            return []
-        if entry.is_dir():
-            return sorted(entry.rglob("*.py"))
-        return [entry] if entry.suffix == ".py" else []
-
-
-@dataclass(frozen=True)
-class Folder(Source):
-    """The text files under a folder, each a document named by its path below that folder.
-
-    Hidden files and folders, and files without a single byte, are passed over.
-
-    Args:
-        path: the folder; ``~`` is understood.
-        suffixes: the endings of the names of the files to read.
-    """
-
-    path: str
-    suffixes: tuple[str, ...] = (
-        ".txt", ".md", ".rst", ".tex",
-        ".py", ".c", ".h", ".cpp", ".rs", ".go", ".java", ".js", ".ts",
-    )  # fmt: skip
-
-    def documents(self) -> Iterator[Document]:
-        """One document a file, in path order.
+    def read(self, start: int = 0) -> Iterator[Document]:
+        """Every document from number ``start`` on, whether or not ``documents`` takes a start.
 
         Raises:
-            ValueError: there is no such folder, or no file in it that has text.
+            ValueError: as :meth:`documents` does, some of them only on the way.
         """
-        key = "data.init_args.source.init_args.path"
-        folder = Path(self.path).expanduser()
-        if not folder.is_dir():
-            raise ValueError(f"{key}: {self.path!r} is not a folder; an existing one is needed")
-        files = [path for path in sorted(folder.rglob("*")) if self._is_text(path, folder)]
-        if not files:
-            raise ValueError(
-                f"{key}: {self.path!r} holds no text; at least one file that is not empty and ends "
-                f"in one of {', '.join(self.suffixes)} is needed "
-                "(data.init_args.source.init_args.suffixes)"
-            )
-        return (Document(path.relative_to(folder).as_posix(), path.read_bytes()) for path in files)
+        if inspect.signature(self.documents).parameters:
+            return self.documents(start)
+        return islice(self.documents(), start, None)
 
-    def _is_text(self, path: Path, folder: Path) -> bool:
-        hidden = any(part.startswith(".") for part in path.relative_to(folder).parts)
-        named = path.name.endswith(tuple(self.suffixes))
-        return named and not hidden and path.is_file() and path.stat().st_size > 0
+    def numbered(self, start: int = 0) -> Iterator[tuple[int, Document]]:
+        """The documents from number ``start`` on, each after its number.
+
+        Raises:
+            ValueError: as :meth:`read` does.
+        """
+        return enumerate(self.read(start), start)
+
+    @property
+    def streamed(self) -> bool:
+        """Whether the text is read anew as training goes, instead of tokenized once into a cache."""
+        return False
+
+    def fingerprint(self) -> str:
+        """32 hexadecimal digits that change when a document's name or text does.
+
+        By default read off the documents themselves, all of them; a source that knows a quicker way
+        to the same end overrides it.
+
+        Raises:
+            ValueError: as :meth:`read` does.
+        """
+        return fingerprint_of(
+            value for document in self.read() for value in (document.name.encode(errors="replace"), document.text)
+        )
+
+    def parts(self) -> tuple["Part", ...]:
+        """The sources that this one is made of; itself alone, unless it is a mixture."""
+        return (Part("", self, None),)
 
 
 @dataclass(frozen=True)
-class HuggingFace(Source):
-    """A text column of a dataset that the ``datasets`` library can load, one row a document.
+class Part:
+    """One of the sources that an epoch is made of.
 
-    Args:
-        path: a dataset's name on the hub, a local folder, or a format such as ``json``.
-        split: the split to read; lg holds out documents of it by itself.
-        column: the column of text.
-        name: the dataset's configuration, if it has several.
-        data_files: the files to read, for a format given as ``path``.
+    Attributes:
+        name: what tells it from the other parts; empty where it is alone.
+        source: its documents.
+        share: of the tokens of an epoch, above 0; None if it has as many as it has.
+        key: where in the YAML the source is written.
     """
 
-    path: str
-    split: str = "train"
-    column: str = "text"
-    name: str | None = None
-    data_files: str | list[str] | None = None
+    name: str
+    source: Source
+    share: float | None
+    key: str = KEY
 
-    def documents(self) -> Iterator[Document]:
-        """One document a row that has text, named by the row's number.
+    def numbered(self, start: int = 0) -> Iterator[tuple[int, Document]]:
+        """As the source's; its errors name this part's place in the YAML.
 
         Raises:
-            ValueError: the dataset cannot be loaded, or has no such column of text.
+            ValueError: as the source does.
         """
-        # 1.7 s, so only where it is used; it ships no types.
-        import datasets  # type: ignore[import-untyped, unused-ignore]
+        with self.placed():
+            documents = self.source.numbered(start)
+        return self._each(documents)
 
-        key = "data.init_args.source.init_args"
+    @contextmanager
+    def placed(self) -> Iterator[None]:
+        """Inside it, an error of the source names this part's place in the YAML.
+
+        Raises:
+            ValueError: the same, so corrected.
+        """
         try:
-            rows = datasets.load_dataset(self.path, self.name, split=self.split, data_files=self.data_files)
-        except (OSError, ValueError) as error:
-            raise ValueError(
-                f"{key}.path: {self.path!r} (split {self.split!r}, name {self.name!r}, data_files "
-                f"{self.data_files!r}) cannot be loaded: {error}"
-            ) from error
-        columns = [
-            name
-            for name, feature in rows.features.items()
-            if getattr(feature, "dtype", None) in ("string", "large_string")
-        ]
-        if self.column not in columns:
-            raise ValueError(
-                f"{key}.column: {self.column!r} is not a column of text; {self.path!r} has "
-                f"{', '.join(columns) or 'none'}"
-            )
-        texts = enumerate(rows[self.column])
-        return (Document(str(index), text.encode()) for index, text in texts if text)
+            yield
+        except ValueError as error:
+            said = str(error)
+            # A source does not know where it is written: it says what it would say if it were alone.
+            if self.key == KEY or KEY not in said:
+                raise
+            raise ValueError(said.replace(KEY, self.key)) from error
+
+    def _each(self, documents: Iterator[tuple[int, Document]]) -> Iterator[tuple[int, Document]]:
+        with self.placed():
+            yield from documents
 
 
-def _joined(name: str, library: Path, files: list[Path]) -> Document:
-    parts = []
-    for path in files:
-        text = path.read_bytes()
-        ending = b"" if text.endswith(b"\n") or not text else b"\n"
-        parts += [f"# file: {path.relative_to(library).as_posix()}\n".encode(), text, ending]
-    return Document(name, b"".join(parts))
+def fingerprint_of(values: Iterator[bytes]) -> str:
+    """32 hexadecimal digits of some strings of bytes, in order."""
+    digest = hashlib.blake2b(digest_size=16)
+    for value in values:
+        # Its length before each: no other strings have the same bytes end to end.
+        digest.update(len(value).to_bytes(8, "little"))
+        digest.update(value)
+    return digest.hexdigest()

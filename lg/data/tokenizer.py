@@ -1,9 +1,13 @@
 """From bytes of text to token ids and back: bytes as they are, or any ``tokenizer.json``."""
 
+import hashlib
+import inspect
+import pickle
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -11,12 +15,17 @@ import numpy.typing as npt
 if TYPE_CHECKING:
     import tokenizers
 
+_STEADY = {"lg", *sys.stdlib_module_names}  # their code is not part of a tokenizer: lg's has a version in the cache
+
 Ids = npt.NDArray[np.integer[Any]]
 """Token ids, shape [N], of any integer type."""
 
 
 class Tokenizer(ABC):
-    """Turns a document's bytes into token ids, without any id that the text does not hold."""
+    """Turns a document's bytes into token ids, without any id that the text does not hold.
+
+    What it gives depends on the text alone. It can be pickled: several processes tokenise a large source.
+    """
 
     @property
     @abstractmethod
@@ -35,6 +44,28 @@ class Tokenizer(ABC):
     @abstractmethod
     def decode(self, ids: Ids | Sequence[int]) -> bytes:
         """The text of some ids: the inverse of ``encode`` as far as the vocabulary allows."""
+
+    def fingerprint(self) -> str:
+        """What tells this tokenizer from any that gives other ids: tokens are kept on disk under it.
+
+        Of the pickled tokenizer and, if its class or one of its bases is not lg's own, of the source of the file that
+        defines it. Code that this file imports is not seen: if that changes, so should the result of an override.
+
+        Raises:
+            ValueError: the tokenizer cannot be pickled.
+        """
+        digest = hashlib.blake2b(digest_size=16)
+        for kind in type(self).__mro__:
+            if kind.__module__.partition(".")[0] not in _STEADY:
+                digest.update(f"{kind.__module__}.{kind.__qualname__}\n{_source(kind)}\n".encode())
+        try:
+            digest.update(pickle.dumps(self, protocol=4))
+        except Exception as error:  # pickle raises whatever a class raises
+            raise ValueError(
+                f"data.init_args.tokenizer: {type(self).__name__} cannot be pickled: {error}; one that can be, or that "
+                "has a fingerprint() of its own, is needed"
+            ) from error
+        return digest.hexdigest()
 
 
 class Bytes(Tokenizer):
@@ -77,7 +108,7 @@ class TokenizerFile(Tokenizer):
     USUAL_ENDS = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<|im_end|>", "<eos>")
 
     def __init__(self, path: str, end: str | None = None) -> None:
-        self._tokenizer = _load(path)
+        self._tokenizer = _settled(_load(path))
         vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
         self._vocab_size = max(vocabulary.values()) + 1  # ids may have gaps: not their number
         candidates = self.USUAL_ENDS if end is None else (end,)
@@ -109,6 +140,21 @@ class TokenizerFile(Tokenizer):
         integers = np.asarray(ids).tolist()
         return self._tokenizer.decode(integers, skip_special_tokens=False).encode()
 
+    def fingerprint(self) -> str:
+        """Also of the library's version: another one may read the same file in another way."""
+        import tokenizers
+
+        return f"{super().fingerprint()}-{tokenizers.__version__}"
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_tokenizer": self._tokenizer.to_str()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        import tokenizers
+
+        self.__dict__.update(state)
+        self._tokenizer = _settled(tokenizers.Tokenizer.from_str(state["_tokenizer"]))
+
 
 def _load(path: str) -> "tokenizers.Tokenizer":
     key = "data.init_args.tokenizer"
@@ -123,11 +169,24 @@ def _load(path: str) -> "tokenizers.Tokenizer":
     if not file.is_file():
         raise ValueError(f"{key}.init_args.path: {path!r} is not a file; a tokenizer.json is needed")
     try:
-        tokenizer = tokenizers.Tokenizer.from_file(str(file))
+        return tokenizers.Tokenizer.from_file(str(file))
     except Exception as error:  # the library raises nothing narrower
         raise ValueError(f"{key}.init_args.path: {path!r} is not a tokenizer.json: {error}") from error
-    # A file may ask for what training must not have: padding, cutting, special tokens in the text.
+
+
+def _settled(tokenizer: "tokenizers.Tokenizer") -> "tokenizers.Tokenizer":
+    """Without what a file may ask for and training must not have: padding, cutting, special tokens in the text."""
     tokenizer.no_padding()
     tokenizer.no_truncation()
     tokenizer.encode_special_tokens = True
     return tokenizer
+
+
+def _source(kind: type) -> str:
+    """The source of the file that defines a class, or of the class alone, or nothing, as far as it can be read."""
+    for thing in (sys.modules.get(kind.__module__), kind):
+        try:
+            return inspect.getsource(cast(Any, thing))
+        except (OSError, TypeError):
+            continue
+    return ""

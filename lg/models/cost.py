@@ -161,13 +161,7 @@ def model_cost(
         ValueError: naming a scheduled mixer that is no pattern, whose cost nobody knows; or as `AttentionCost` does.
     """
     kinds = []
-    for name in dict.fromkeys(schedule):
-        pattern = patterns[name]
-        if not isinstance(pattern, Pattern):
-            raise ValueError(
-                f"model.init_args.patterns.{name}: {pattern} is no attention pattern, so what it costs is not known; "
-                "a cost is counted only where every layer that is scheduled has a pattern"
-            )
+    for name, pattern in scheduled(schedule, patterns).items():
         missing = [f"doc.{asked}" for asked in pattern.attributes if asked not in {"length", *(attributes or {})}]
         if missing:
             raise ValueError(
@@ -179,6 +173,24 @@ def model_cost(
         )
         kinds.append(LayerKind(name, list(schedule).count(name), layer))
     return ModelCost(config, length, tuple(kinds))
+
+
+def scheduled(schedule: Sequence[str], patterns: Mapping[str, object]) -> dict[str, Pattern]:
+    """The patterns that some layer has, by name, in the schedule's order.
+
+    Raises:
+        ValueError: naming a scheduled mixer that is no pattern, whose cost nobody knows.
+    """
+    found = {}
+    for name in dict.fromkeys(schedule):
+        pattern = patterns[name]
+        if not isinstance(pattern, Pattern):
+            raise ValueError(
+                f"model.init_args.patterns.{name}: {pattern} is no attention pattern, so what it costs is not known; "
+                "a cost is counted only where every layer that is scheduled has a pattern"
+            )
+        found[name] = pattern
+    return found
 
 
 def compare(

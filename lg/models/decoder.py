@@ -84,3 +84,8 @@ class Decoder(nn.Module):
         """Summed cross-entropy, in nats, over targets [B, L] that are not -100. Whole logits never exist."""
         out: Tensor = self.head(self.forward(tokens, documents), targets)
         return out
+
+    def token_losses(self, tokens: Tensor, targets: Tensor, documents: Documents) -> Tensor:
+        """Cross-entropy, in nats, of each of targets [B, L], 0 where it is -100; to look at, without a gradient."""
+        out: Tensor = self.head(self.forward(tokens, documents), targets, "none")
+        return out

@@ -44,6 +44,16 @@ class Batch(TypedDict):
     document_attributes: dict[str, list[int]]
 
 
+class HeldOut(TypedDict):
+    """What validation tells callbacks of a batch: the cross-entropy ``losses`` [B, L] of its targets, in nats.
+
+    ``counted`` [B, L] tells which are targets: the others' loss is 0.
+    """
+
+    losses: Tensor
+    counted: Tensor
+
+
 class HybridLM(pl.LightningModule):
     """A decoder language model whose layers see different parts of the context.
 
@@ -59,6 +69,10 @@ class HybridLM(pl.LightningModule):
         betas: AdamW's.
         checkpoint_activations: recompute each block's halves in the backward pass, attention excepted.
         compile: compile each block's halves with ``torch.compile``.
+
+    Attributes:
+        gradient_factor: what the last step's gradients were multiplied by in `on_before_optimizer_step`, for callbacks,
+            whose hook of that name runs before.
 
     Raises:
         ValueError: naming the value, what is allowed and the YAML key.
@@ -113,6 +127,7 @@ class HybridLM(pl.LightningModule):
         self.val_loss = MeanMetric()
         self._causal_up_to: dict[str, int] = {}
         self._told: set[str] = set()
+        self.gradient_factor = torch.ones(())
 
     def _check_patterns(self) -> None:
         """Refuses what cannot be read, or does not fit the decoder, before anything is built."""
@@ -165,6 +180,12 @@ class HybridLM(pl.LightningModule):
         assert self.decoder is not None
         return self.decoder
 
+    @property
+    def grid(self) -> int:
+        """The block that every pattern of the schedule counts in: where documents best begin at a multiple of it."""
+        used = [self.patterns[name] for name in dict.fromkeys(self.schedule)]
+        return math.lcm(*(pattern.grid for pattern in used if isinstance(pattern, Pattern)))
+
     def setup(self, stage: str) -> None:
         """Refuses a tokenizer that has more tokens than the model has embeddings, and data that tells too little."""
         datamodule = getattr(self.trainer, "datamodule", None)
@@ -188,13 +209,16 @@ class HybridLM(pl.LightningModule):
 
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss in nats, and the number of targets that it sums over."""
-        tokens = batch["tokens"]
+        targets, documents = self._targets(batch)
+        loss = self.model.loss(batch["tokens"], targets, documents)
+        return loss, (targets != IGNORED).sum()
+
+    def _targets(self, batch: Batch) -> tuple[Tensor, Documents]:
+        """What is to be predicted, leaks left out, and where the documents lie."""
         attributes = batch.get("document_attributes", {})
         self._check_attributes(attributes)
-        documents = Documents(tokens.numel(), batch["document_starts"], attributes)
-        targets = self._without_leaks(batch["targets"], documents)
-        loss = self.model.loss(tokens, targets, documents)
-        return loss, (targets != IGNORED).sum()
+        documents = Documents(batch["tokens"].numel(), batch["document_starts"], attributes)
+        return self._without_leaks(batch["targets"], documents), documents
 
     def _without_leaks(self, targets: Tensor, documents: Documents) -> Tensor:
         """Targets, without those that a pattern shows to the query that must predict them.
@@ -249,10 +273,10 @@ class HybridLM(pl.LightningModule):
         targets = reduce(self._step_targets, reduce_op="sum")
         loss = reduce(self._step_loss, reduce_op="sum") / targets.clamp(min=1)
         # Data parallelism averages gradients over ranks where the sum is wanted.
-        factor = self.trainer.world_size / targets.clamp(min=1)
+        self.gradient_factor = self.trainer.world_size / targets.clamp(min=1)
         for parameter in self.parameters():
             if parameter.grad is not None:
-                parameter.grad.mul_(factor)
+                parameter.grad.mul_(self.gradient_factor)
         self.log("train/loss_nats", loss, prog_bar=True)
         if self._bytes_per_token:
             self.log("train/bits_per_byte", loss / (math.log(2) * self._bytes_per_token))
@@ -297,10 +321,14 @@ class HybridLM(pl.LightningModule):
 
     # Evaluation
 
-    def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Adds a batch of held-out targets to the mean."""
-        loss, num_targets = self._loss(batch)
-        self.val_loss.update(loss / num_targets.clamp(min=1), num_targets)
+    def validation_step(self, batch: Batch, batch_idx: int) -> HeldOut:
+        """Adds a batch of held-out targets to the mean; callbacks are told the loss of each."""
+        targets, documents = self._targets(batch)
+        losses = self.model.token_losses(batch["tokens"], targets, documents)
+        counted = targets != IGNORED
+        num_targets = counted.sum()
+        self.val_loss.update(losses.sum() / num_targets.clamp(min=1), num_targets)
+        return {"losses": losses, "counted": counted}
 
     def on_validation_epoch_end(self) -> None:
         """Logs the mean over all held-out targets."""

@@ -7,7 +7,7 @@ its logits still exist.
 Shapes: N flattened tokens, W model width, V vocabulary.
 """
 
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -47,17 +47,30 @@ def chunked_cross_entropy(hidden_NW: Tensor, weight_VW: Tensor, targets_N: Tenso
         RuntimeError: a target is outside the vocabulary (on a GPU: a device assertion), or
             backward runs a second time.
     """
-    num_tokens, width = hidden_NW.shape
-    vocab_size = weight_VW.shape[0]
-    assert weight_VW.shape == (vocab_size, width)
-    assert targets_N.shape == (num_tokens,)
-    if chunk is None:
-        chunk = max(CHUNK_TOKENS, CHUNK_LOGITS // vocab_size)
-    assert chunk >= 1
+    chunk = _checked_chunk(hidden_NW, weight_VW, targets_N, chunk)
     loss: Tensor = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]  # torch's stub
         hidden_NW, weight_VW, targets_N, chunk, torch.is_grad_enabled()
     )
     return loss
+
+
+@torch.no_grad()
+def token_cross_entropy(hidden_NW: Tensor, weight_VW: Tensor, targets_N: Tensor, chunk: int | None = None) -> Tensor:
+    """The cross-entropy, in nats, of each target, 0 where it is ``IGNORED``; for looking at, without a gradient.
+
+    Arguments, types and errors are those of `chunked_cross_entropy`, whose sum this is the parts of.
+
+    Returns:
+        [N], float32 (float64 for float64 inputs).
+    """
+    chunk = _checked_chunk(hidden_NW, weight_VW, targets_N, chunk)
+    dtype = _matmul_dtype(hidden_NW)
+    weight = weight_VW.to(dtype)
+    losses = torch.empty(len(targets_N), dtype=torch.promote_types(dtype, torch.float32), device=hidden_NW.device)
+    for start in range(0, len(targets_N), chunk):
+        tokens = slice(start, start + chunk)
+        losses[tokens] = _chunk_losses(hidden_NW[tokens].to(dtype), weight, targets_N[tokens], None, None)
+    return losses
 
 
 class LMHead(nn.Module):
@@ -83,14 +96,20 @@ class LMHead(nn.Module):
         """Draw the weight from a normal distribution of standard deviation 0.02."""
         nn.init.normal_(self.weight, std=0.02)
 
-    def forward(self, hidden: Tensor, targets: Tensor | None = None) -> Tensor:
-        """Logits ``[..., V]`` of ``hidden [..., W]``; with ``targets [...]``, their summed loss.
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None = None, reduction: Literal["sum", "none"] = "sum"
+    ) -> Tensor:
+        """Logits ``[..., V]`` of ``hidden [..., W]``; with ``targets [...]``, their loss.
 
-        The loss is ``chunked_cross_entropy``'s: a sum over the targets that are not ``IGNORED``.
+        The loss is ``chunked_cross_entropy``'s, a sum over the targets that are not ``IGNORED``; with the reduction
+        "none" it is ``token_cross_entropy``'s, one of each target ``[...]`` and without a gradient.
         """
         if targets is None:
             return F.linear(hidden, self.weight)
-        return chunked_cross_entropy(hidden.flatten(0, -2), self.weight, targets.flatten())
+        flat = hidden.flatten(0, -2), self.weight, targets.flatten()
+        if reduction == "none":
+            return token_cross_entropy(*flat).view(targets.shape)
+        return chunked_cross_entropy(*flat)
 
     def extra_repr(self) -> str:
         """Width and vocabulary, for ``print(model)``."""
@@ -118,13 +137,13 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         loss = torch.zeros((), dtype=exact, device=hidden_NW.device)
         for start in range(0, hidden_NW.shape[0], chunk):
             tokens = slice(start, start + chunk)
-            loss += _chunk_loss(
+            loss += _chunk_losses(
                 hidden_NW[tokens].to(dtype),
                 weight,
                 targets_N[tokens],
                 None if grad_hidden is None else grad_hidden[tokens],
                 grad_weight,
-            )
+            ).sum()
         ctx.weight_dtype = weight_VW.dtype
         ctx.grads = (grad_hidden, grad_weight)
         return loss
@@ -145,14 +164,26 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None
 
 
-def _chunk_loss(
+def _checked_chunk(hidden_NW: Tensor, weight_VW: Tensor, targets_N: Tensor, chunk: int | None) -> int:
+    """Tokens at a time, once the shapes are known to fit."""
+    num_tokens, width = hidden_NW.shape
+    vocab_size = weight_VW.shape[0]
+    assert weight_VW.shape == (vocab_size, width)
+    assert targets_N.shape == (num_tokens,)
+    if chunk is None:
+        chunk = max(CHUNK_TOKENS, CHUNK_LOGITS // vocab_size)
+    assert chunk >= 1
+    return chunk
+
+
+def _chunk_losses(
     hidden: Tensor,
     weight: Tensor,
     targets: Tensor,
     grad_hidden: Tensor | None,
     grad_weight: Tensor | None,
 ) -> Tensor:
-    """One chunk's loss; overwrites ``grad_hidden``, adds to ``grad_weight``, where there is one.
+    """One chunk's loss by token; overwrites ``grad_hidden``, adds to ``grad_weight``, where there is one.
 
     A function, so that this chunk's logits are gone before the next chunk's are made.
     """
@@ -163,9 +194,9 @@ def _chunk_loss(
     hidden = hidden.masked_fill(ignored[:, None], 0)
     exact = torch.promote_types(hidden.dtype, torch.float32)
     log_p = torch.log_softmax(hidden @ weight.T, dim=-1, dtype=exact)
-    loss = -log_p.gather(1, targets[:, None]).squeeze(1).masked_fill(ignored, 0).sum()
+    losses = -log_p.gather(1, targets[:, None]).squeeze(1).masked_fill(ignored, 0)
     if grad_hidden is None and grad_weight is None:
-        return loss
+        return losses
     grad_logits = log_p.exp_()
     grad_logits[torch.arange(len(targets), device=targets.device), targets] -= 1
     grad_logits = grad_logits.to(hidden.dtype)
@@ -175,7 +206,7 @@ def _chunk_loss(
         grad_weight.addmm_(grad_logits.T, hidden)
     elif grad_weight is not None:
         grad_weight += grad_logits.T @ hidden
-    return loss
+    return losses
 
 
 def _matmul_dtype(hidden: Tensor) -> torch.dtype:

@@ -11,6 +11,8 @@ from functools import partial
 import torch
 from torch.utils.checkpoint import checkpoint
 
+from lg.models.config import DecoderConfig
+from lg.models.cost import ModelCost
 from lg.models.decoder import Decoder
 
 
@@ -31,3 +33,13 @@ def wrap(decoder: Decoder, checkpoint_activations: bool, compile: bool) -> None:
             if checkpoint_activations:
                 function = partial(checkpoint, function, use_reentrant=False)
             setattr(block, half, function)
+
+
+def recomputed_weights(config: DecoderConfig, checkpoint_activations: bool, compile: bool) -> int:
+    """Weights that a token is multiplied with once more in the backward pass, for a decoder wrapped so."""
+    if not checkpoint_activations:
+        return 0
+    # torch recomputes up to the last tensor that it needs, so the product that ends a block, the MLP's down projection,
+    # is spared; a compiled half runs whole.
+    spared = 0 if compile else config.num_layers * config.ffn_width * config.width
+    return ModelCost(config, 1, ()).block_weights - spared

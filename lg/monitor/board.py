@@ -1,4 +1,4 @@
-"""Finds the TensorBoard that a trainer writes to, if any."""
+"""Finds the TensorBoard that a trainer writes to, if any, and the step that it is at there."""
 
 from __future__ import annotations
 
@@ -16,3 +16,11 @@ def board(trainer: pl.Trainer) -> SummaryWriter | None:
             writer: SummaryWriter = logger.experiment
             return writer
     return None
+
+
+def logged_step(trainer: pl.Trainer) -> int:
+    """The step that Lightning logs under, where training is: steps done before the running one.
+
+    What callbacks write themselves must stand there too: a resumed run drops what was logged at later steps.
+    """
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)

@@ -1,64 +1,61 @@
-"""Tokens a second, and the memory that a step takes."""
+"""Tokens: how many a second, and how many in all."""
 
 from __future__ import annotations
 
-import time
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 
-_GIB = 2**30
+from lg.monitor.steps import TimedCallback
+from lg.monitor.tally import Tally, text_tokens
 
 
-class Throughput(pl.Callback):
-    """Logs ``speed/tokens_per_s`` and ``speed/step_s``, and on a GPU ``memory/peak_GiB`` of this rank.
+class Throughput(TimedCallback):
+    """Logs ``speed/tokens_per_s``, ``speed/step_s``, and ``data/tokens``, those of the whole training so far.
 
-    Measured from the end of one optimizer step to the end of a later one, data loading included, validation left out;
-    tokens of all ranks are counted, each once.
+    A token is one of text, padding is none; those of all ranks count, and each once, where ranks share a row too.
+    Time is from the end of one optimizer step to the end of a later one, data loading included, validation left out.
+    A resumed training goes on with the count of its checkpoint.
 
     Args:
-        every: optimizer steps in one measurement.
+        every: optimizer steps in one measurement; ``null`` is the trainer's ``log_every_n_steps``.
     """
 
-    def __init__(self, every: int = 10) -> None:
-        if every < 1:
-            raise ValueError(f"trainer.callbacks.Throughput.every: {every} is not allowed; it must be at least 1")
-        self.every = every
-        self._restart()
+    def __init__(self, every: int | None = None) -> None:
+        super().__init__(every)
+        self._tokens = Tally(1)
+        self._before = 0
 
-    def _restart(self) -> None:
-        self._since: float | None = None
-        self._tokens = 0
-        self._steps = 0
+    @property
+    def num_tokens(self) -> int:
+        """Tokens trained on so far, on all ranks."""
+        return self._tokens.totals[0]
 
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Peak memory is counted from here."""
-        self._restart()
-        if pl_module.device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(pl_module.device)
+    def count(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
+        """Counts the batch's text."""
+        self._tokens.add(text_tokens(batch))
 
-    def on_validation_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """A measurement that validation interrupts is dropped."""
-        self._restart()
+    def step_done(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Logs the count at every step, so that it is right whenever the trainer writes."""
+        self._tokens.settle(trainer)
+        # On the host: a number would be sent to the GPU, and waited for. float32 would round above 16 million.
+        pl_module.log("data/tokens", torch.tensor(self.num_tokens, dtype=torch.float64))
+        super().step_done(trainer, pl_module)
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        """Closes a measurement when its steps are done."""
-        self._tokens += batch["tokens"].numel() * trainer.world_size
-        if (batch_idx + 1) % trainer.accumulate_grad_batches:
-            return
-        self._steps += 1
-        if self._since is not None and self._steps < self.every:
-            return
-        if pl_module.device.type == "cuda":
-            torch.cuda.synchronize(pl_module.device)
-            peak = torch.cuda.max_memory_allocated(pl_module.device) / _GIB
-            pl_module.log("memory/peak_GiB", peak)
-        now = time.perf_counter()
-        if self._since is not None:
-            elapsed = now - self._since
-            pl_module.log("speed/tokens_per_s", self._tokens / elapsed, prog_bar=True)
-            pl_module.log("speed/step_s", elapsed / self._steps)
-        self._since, self._tokens, self._steps = now, 0, 0
+    def begin(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Speed counts from here."""
+        self._before = self.num_tokens
+
+    def measured(self, trainer: pl.Trainer, pl_module: pl.LightningModule, seconds: float, num_steps: int) -> None:
+        """Logs the speed."""
+        pl_module.log("speed/tokens_per_s", (self.num_tokens - self._before) / seconds, prog_bar=True)
+        pl_module.log("speed/step_s", seconds / num_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The count so far."""
+        return {"num_tokens": self.num_tokens}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on counting."""
+        self._tokens.totals = [int(state_dict["num_tokens"])]

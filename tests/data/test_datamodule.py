@@ -2,16 +2,19 @@
 
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.cli import LightningCLI
 from lightning.pytorch.demos.boring_classes import BoringModel
 
-from lg.data import Bytes, Document, Folder, Source, Stdlib, TextData
-from lg.data.datamodule import _split
+from lg.data import BestFit, Bytes, Cut, Document, Folder, Mixture, PackedRows, Source, Stdlib, TextData, Upsample
+from lg.data.corpus import place
+from lg.data.datamodule import split
 
 
 class Written(Source):
@@ -98,52 +101,136 @@ def test_a_source_of_ones_own_by_its_dotted_path(tmp_path: Path, monkeypatch: py
     assert data.train_rows.num_tokens + data.val_rows.num_tokens == 40 * 501
 
 
+def contents(rows: PackedRows) -> set[int]:
+    """Every byte that a document is made of; `Written` has one for each document."""
+    return {int(token) for text in rows.texts() for token in text} - {0}
+
+
 def test_sides_share_no_document_and_lose_none() -> None:
     data = TextData(Written(), row_length=50, held_out=0.2)
     data.setup()
-    sides = [set(rows.tokens_N.tolist()) - {0} for rows in (data.train_rows, data.val_rows)]
+    sides = [contents(rows) for rows in (data.train_rows, data.val_rows)]
     assert not sides[0] & sides[1]
     assert sides[0] | sides[1] == set(range(1, 61))
     assert 5 <= len(sides[1]) <= 20
 
 
+def held(names: list[str], share: float) -> set[str]:
+    _, numbers = split([np.array([place(name) for name in names])], share)
+    return {names[number] for number in numbers[0]}
+
+
 def test_a_document_keeps_its_side_when_others_come() -> None:
-    held = {d.name for d in _split(Written(60).documents(), 0.2)[1]}
-    assert held == {d.name for d in _split(Written(100).documents(), 0.2)[1]} & {f"d{i}" for i in range(60)}
-    assert held < {d.name for d in _split(Written(60).documents(), 0.4)[1]}
+    few, many = [f"d{n}" for n in range(60)], [f"d{n}" for n in range(100)]
+    assert held(few, 0.2) == held(many, 0.2) & set(few)
+    assert held(few, 0.2) < held(few, 0.4)
     # Written down, so that a change of hash, which would mix old training text in, is noticed.
-    assert "logging" in {d.name for d in _split([Document("logging", b""), Document("re", b"")], 0.05)[1]}
+    assert "logging" in held(["logging", "re"], 0.05)
 
 
-@pytest.mark.parametrize("held_out", [1e-9, 1 - 1e-9])
-def test_each_side_has_a_document(held_out: float) -> None:
-    train, held = _split(Written(3).documents(), held_out)
-    assert len(train) + len(held) == 3
-    assert train and held
+@pytest.mark.parametrize("share", [1e-9, 1 - 1e-9])
+def test_each_side_has_a_document(share: float) -> None:
+    train, held = split([np.array([0.5, 0.1]), np.array([0.9])], share)
+    assert sum(map(len, train)) + sum(map(len, held)) == 3
+    assert sum(map(len, train)) and sum(map(len, held))
 
 
 def test_held_out_rows_do_not_depend_on_the_seed() -> None:
     first, second = (TextData(Written(), row_length=50, seed=seed) for seed in (0, 1))
     first.setup()
     second.setup()
-    assert torch.equal(first.val_rows.tokens_N, second.val_rows.tokens_N)
-    assert not torch.equal(first.train_rows.tokens_N, second.train_rows.tokens_N)
+    assert torch.equal(first.val_rows[0]["tokens"], second.val_rows[0]["tokens"])
+    assert not torch.equal(first.train_rows[0]["tokens"], second.train_rows[0]["tokens"])
 
 
 def test_loaders() -> None:
     data = TextData(Written(), row_length=70, batch_size=4, held_out=0.2)
     data.setup("fit")
     data.setup("validate")
-    loader = data.train_dataloader()
-    epochs = [[batch["tokens"] for batch in loader] for _ in range(2)]
+    epochs = []
+    for _ in range(2):
+        batches = []
+        for batch in data.train_dataloader():
+            data.train_dataloader().consume()
+            batches.append(batch["tokens"])
+        epochs.append(torch.stack(batches))
     assert len(epochs[0]) == len(data.train_rows) // 4
-    assert all(tokens.shape == (4, 70) for tokens in epochs[0])
-    assert not torch.equal(torch.stack(epochs[0]), torch.stack(epochs[1]))
-    again = [batch["tokens"] for batch in data.train_dataloader()]
-    assert torch.equal(torch.stack(epochs[0]), torch.stack(again))
+    assert epochs[0].shape[1:] == (4, 70)
+    assert not torch.equal(*epochs)
+    again = TextData(Written(), row_length=70, batch_size=4, held_out=0.2, num_workers=1)
+    again.setup("fit")
+    assert torch.equal(epochs[0], torch.stack([batch["tokens"] for batch in again.train_dataloader()]))
     val = [batch["tokens"] for batch in data.val_dataloader()]
     assert sum(map(len, val)) == len(data.val_rows)
     assert torch.equal(val[0][1], data.val_rows[1]["tokens"])
+
+
+def test_ranks_have_as_many_batches_and_share_every_row() -> None:
+    def of_rank(rank: int) -> TextData:
+        data = TextData(Written(), row_length=70, batch_size=2, held_out=0.2)
+        strategy = SimpleNamespace(distributed_sampler_kwargs={"num_replicas": 3, "rank": rank})
+        data.trainer = SimpleNamespace(
+            strategy=strategy, accumulate_grad_batches=1, max_epochs=-1, lightning_module=None
+        )
+        data.setup()
+        return data
+
+    ranks = [of_rank(rank) for rank in range(3)]
+    train = [[row.tolist() for batch in data.train_dataloader() for row in batch["tokens"]] for data in ranks]
+    assert len({len(rows) for rows in train}) == 1
+    all_rows = [
+        data.train_rows[index]["tokens"].tolist() for data in ranks[:1] for index in range(len(data.train_rows))
+    ]
+    assert sorted(row for rows in train for row in rows) == sorted(all_rows[: sum(map(len, train))])
+    val = [[batch["tokens"] for batch in data.val_dataloader()] for data in ranks]
+    assert len({len(batches) for batches in val}) == 1
+    held = [row.tolist() for batches in val for batch in batches for row in batch]
+    whole = [ranks[0].val_rows[index]["tokens"].tolist() for index in range(len(ranks[0].val_rows))]
+    assert [row for row in sorted(held) if any(row)] == sorted(whole)
+
+
+def test_sources_are_mixed_by_share_and_by_length() -> None:
+    sources = {"short": Written(200, 50), "long": Written(100, 400)}
+    data = TextData(Mixture(sources, {"short": 3.0, "long": 1.0}), row_length=64, held_out=0.1)
+    data.setup()
+    lengths = [len(text) for text in data.train_rows.texts()]
+    assert lengths.count(51) * 51 == pytest.approx(3 * lengths.count(401) * 401, rel=0.3)
+    data = TextData(Mixture(sources), row_length=64, held_out=0.1, upsample=Upsample(above=100, share=0.9))
+    data.setup()
+    # Each source is long throughout or short throughout: within it nothing can be raised.
+    assert {text.tobytes() for text in data.train_rows.texts()} == {
+        text.tobytes() for text in TextDataOf(sources).texts()
+    }
+
+
+def TextDataOf(sources: dict[str, Source]) -> PackedRows:
+    data = TextData(Mixture(sources), row_length=64, held_out=0.1)
+    data.setup()
+    return data.train_rows
+
+
+def test_packing_and_alignment() -> None:
+    cut = TextData(Written(60, 100), row_length=128, align=16)
+    fit = TextData(Written(60, 100), row_length=128, align=16, packing=BestFit())
+    for data in (cut, fit):
+        data.setup()
+        assert data.train_rows.documents_D2.shape[1] == 2
+        for index in range(len(data.train_rows)):
+            row = data.train_rows[index]
+            tokens = row["tokens"].tolist()
+            for start in row["document_starts"]:
+                assert start % 16 == 0 or tokens[start] == 0
+    assert cut.train_rows.padding_share < fit.train_rows.padding_share == pytest.approx(1 - 101 / 128)
+    assert isinstance(cut.packing, Cut)
+
+
+def test_align_follows_the_schedule() -> None:
+    data = TextData(Written(), row_length=96)
+    data.trainer = SimpleNamespace(
+        strategy=None, accumulate_grad_batches=1, max_epochs=-1, lightning_module=SimpleNamespace(grid=64)
+    )
+    with pytest.raises(ValueError, match=r"row_length: 96 is not allowed; it must be a multiple of 64 \(data"):
+        data.setup()
 
 
 def test_document_starts_stay_on_the_host() -> None:
@@ -162,12 +249,14 @@ def test_a_share_of_each_document_is_told_as_its_prefix() -> None:
     batch: Any = next(iter(data.train_dataloader()))
     ends = [*batch["document_starts"][1:], 140]
     assert len(batch["document_starts"]) > 2
-    assert batch["document_attributes"] == {
-        "prefix": [(end - start) // 2 for start, end in zip(batch["document_starts"], ends, strict=True)]
-    }
+    tokens = batch["tokens"].flatten()
+    bounds = zip(batch["document_starts"], ends, strict=True)
+    # Padding, all NUL, is a document without a prefix.
+    want = [(end - start) // 2 if tokens[start:end].any() else 0 for start, end in bounds]
+    assert batch["document_attributes"] == {"prefix": want}
     plain = TextData(Written(), row_length=70, batch_size=2)
     plain.setup()
-    assert next(iter(plain.train_dataloader()))["document_attributes"] == {}  # type: ignore[call-overload]
+    assert next(iter(plain.train_dataloader()))["document_attributes"] == {}
 
 
 def test_default_data(default: TextData) -> None:
@@ -175,7 +264,7 @@ def test_default_data(default: TextData) -> None:
     assert default.bytes_per_token == 1.0
     assert len(default.train_rows) > 2000
     assert len(default.val_rows) > 20
-    assert default.train_rows.row_length == 4096
+    assert default.train_rows.shape.length == 4096
 
 
 def test_before_setup() -> None:
@@ -192,6 +281,10 @@ def test_before_setup() -> None:
         ("seed", -1, "at least 0"),
         ("held_out", 0.0, "above 0 and below 1"),
         ("held_out", 1.0, "above 0 and below 1"),
+        ("held_out_rows", 0, "at least 1"),
+        ("processes", 0, "at least 1"),
+        ("align", 0, "at least 1"),
+        ("block", 0, "at least 1"),
         ("prefix", -0.1, "from 0 to 1"),
         ("prefix", 1.1, "from 0 to 1"),
     ],
@@ -205,11 +298,6 @@ def test_numbers_out_of_range(name: str, value: Any, allowed: str) -> None:
 @pytest.mark.parametrize(
     ("source", "options", "message"),
     [
-        (
-            Written(2, 50),
-            {"row_length": 52},
-            r"data\.init_args\.held_out: 0\.05 holds out too little, 1 doc",
-        ),
         (Written(8), {"row_length": 90, "batch_size": 50}, r"data\.init_args\.batch_size: 50 is"),
         (Written(1), {}, r"data\.init_args\.source: 1 documents are not enough"),
         (Folder("nowhere"), {}, r"data\.init_args\.source\.init_args\.path: 'nowhere'"),

@@ -1,126 +1,84 @@
-"""The sources give whole documents, in one order, and say what is wrong when there are none."""
+"""A source is what yields documents: it can be read from any of them on, told apart, and placed in the YAML."""
 
-import json
-import sysconfig
-from pathlib import Path
+import pickle
+from collections.abc import Iterator
 
 import pytest
 
-from lg.data import Document, Folder, HuggingFace, Source, Stdlib
+from lg.data.source import Document, Part, Source
+
+THREE = [Document("a", b"one"), Document("b", b""), Document("c", b"three")]
 
 
-def write(folder: Path, files: dict[str, bytes]) -> str:
-    for name, text in files.items():
-        (folder / name).parent.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_bytes(text)
-    return str(folder)
+class Plain(Source):
+    """As a user may write it: without a start."""
+
+    def __init__(self, documents: list[Document]) -> None:
+        self.own = documents
+
+    def documents(self):
+        return iter(self.own)
 
 
-@pytest.fixture(scope="module")
-def stdlib() -> dict[str, bytes]:
-    return {document.name: document.text for document in Stdlib().documents()}
+class Skipping(Plain):
+    def documents(self, start: int = 0) -> Iterator[Document]:
+        assert start < 3, "asked for itself"
+        return iter(self.own[start:])
 
 
-def test_stdlib_package_is_its_files_joined_in_path_order(stdlib: dict[str, bytes]) -> None:
-    library = Path(sysconfig.get_path("stdlib"))
-    expected = b""
-    for path in sorted((library / "email").rglob("*.py")):
-        text = path.read_bytes()
-        expected += f"# file: {path.relative_to(library).as_posix()}\n".encode() + text
-        expected += b"" if text.endswith(b"\n") or not text else b"\n"
-    assert stdlib["email"] == expected
-    assert expected.count(b"# file: email/mime/") > 5
+@pytest.mark.parametrize("kind", [Plain, Skipping])
+def test_a_source_is_read_from_any_document_on(kind: type[Plain]) -> None:
+    source = kind(THREE)
+    assert list(source.read()) == THREE
+    assert list(source.read(2)) == THREE[2:]
+    assert list(source.numbered(1)) == [(1, THREE[1]), (2, THREE[2])]
+    assert not source.streamed
 
 
-def test_stdlib_module_is_a_document(stdlib: dict[str, bytes]) -> None:
-    text = Path(sysconfig.get_path("stdlib"), "argparse.py").read_bytes()
-    assert stdlib["argparse"] == b"# file: argparse.py\n" + text
-
-
-def test_stdlib_holds_the_library_and_nothing_else(stdlib: dict[str, bytes]) -> None:
-    assert len(stdlib) > 150
-    assert 8e6 < sum(map(len, stdlib.values())) < 40e6
-    assert list(stdlib) == sorted(stdlib)
-    # turtle.cfg of some builds must not hide turtle.py, nor may what was installed later get in
-    assert {"asyncio", "turtle", "inspect", "json"} <= set(stdlib)
-    assert not {"test", "torch", "pip", "__pycache__", "lib-dynload"} & set(stdlib)
-    assert not any(name.startswith("_sysconfigdata") for name in stdlib)
-    assert not any(b"# file: site-packages" in text for text in stdlib.values())
-
-
-def test_stdlib_leaves_out_what_it_is_told_to(stdlib: dict[str, bytes]) -> None:
-    names = {document.name for document in Stdlib(exclude=("test", "asyncio", "json")).documents()}
-    assert names == set(stdlib) - {"asyncio", "json"}
-
-
-def test_stdlib_without_files_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sysconfig, "get_path", lambda name: str(tmp_path))
-    with pytest.raises(ValueError, match=r"data\.init_args\.source: Stdlib found no \.py file"):
-        Stdlib().documents()
-
-
-def test_folder_reads_text_files_in_path_order(tmp_path: Path) -> None:
-    path = write(
-        tmp_path,
-        {
-            "b.md": b"two",
-            "a/z.txt": b"one \xff",
-            "c.bin": b"no text",
-            "empty.txt": b"",
-            ".git/x.txt": b"hidden",
-            "c.py": b"three",
-        },
-    )
-    expected = [
-        Document("a/z.txt", b"one \xff"),
-        Document("b.md", b"two"),
-        Document("c.py", b"three"),
-    ]
-    assert list(Folder(path).documents()) == expected
-    assert list(Folder(path, suffixes=(".bin",)).documents()) == [Document("c.bin", b"no text")]
-
-
-def test_folder_missing_or_empty_is_an_error_before_the_first_document(tmp_path: Path) -> None:
-    missing = str(tmp_path / "nowhere")
-    with pytest.raises(ValueError, match=r"^data\.init_args\.source\.init_args\.path: .*nowhere"):
-        Folder(missing).documents()
-    path = write(tmp_path, {"a.bin": b"no text", "b.txt": b""})
-    with pytest.raises(ValueError, match=r"^data\.init_args\.source\.init_args\.path: .*\.txt, \.md"):
-        Folder(path).documents()
-    with pytest.raises(ValueError, match="is not a folder"):
-        Folder(str(tmp_path / "a.bin")).documents()
-
-
-@pytest.fixture
-def jsonl(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    rows = [{"text": text, "size": len(text)} for text in ("first", "", "dritte Zeile: ä")]
-    file = tmp_path / "rows.jsonl"
-    file.write_text("\n".join(map(json.dumps, rows)))
-    return str(file)
-
-
-def test_hugging_face_reads_a_column(jsonl: str) -> None:
-    documents = HuggingFace("json", data_files=jsonl).documents()
-    assert list(documents) == [Document("0", b"first"), Document("2", "dritte Zeile: ä".encode())]
-
-
-def test_hugging_face_says_what_is_wrong(jsonl: str) -> None:
-    with pytest.raises(ValueError, match=r"init_args\.column: 'size' is not .* has text"):
-        HuggingFace("json", data_files=jsonl, column="size").documents()
-    with pytest.raises(ValueError, match=r"init_args\.path: 'json' \(split 'dev'"):
-        HuggingFace("json", data_files=jsonl, split="dev").documents()
-    with pytest.raises(ValueError, match=r"init_args\.path: 'json' .*cannot be loaded"):
-        HuggingFace("json", data_files=jsonl + ".gone").documents()
-
-
-def test_a_source_is_what_yields_documents() -> None:
-    class Two(Source):
-        def documents(self):
-            return iter([Document("a", b"a"), Document("b", b"b")])
-
-    assert len(list(Two().documents())) == 2
+def test_a_source_without_documents_is_abstract() -> None:
     with pytest.raises(TypeError, match="abstract"):
         Source()
+
+
+def test_the_fingerprint_is_of_names_and_texts() -> None:
+    own = Plain(THREE).fingerprint()
+    assert len(own) == 32
+    assert own == Skipping(THREE).fingerprint()  # of the content alone, not of the class
+    others = [
+        THREE[:2],
+        [THREE[1], THREE[0], THREE[2]],
+        [Document("a", b"one!"), *THREE[1:]],
+        [Document("A", b"one"), *THREE[1:]],
+        # the same bytes end to end
+        [Document("ao", b"ne"), *THREE[1:]],
+        [Document("a", b"oneb"), Document("", b""), THREE[2]],
+    ]
+    assert len({own, *(Plain(documents).fingerprint() for documents in others)}) == len(others) + 1
+
+
+def test_a_source_is_its_own_only_part() -> None:
+    source = Plain(THREE)
+    (part,) = source.parts()
+    assert (part.name, part.share) == ("", None)
+    assert part.source is source
+    assert list(part.numbered(2)) == [(2, THREE[2])]
+    assert pickle.loads(pickle.dumps(part)).source.own == THREE
+
+
+class Broken(Source):
+    def documents(self):
+        yield THREE[0]
+        raise ValueError("data.init_args.source.init_args.path: 'x' ends (data.init_args.source.init_args.column)")
+
+
+def test_an_error_names_the_place_of_its_part() -> None:
+    key = "data.init_args.source.init_args.sources.code"
+    documents = Part("code", Broken(), 0.5, key).numbered()
+    assert next(documents) == (0, THREE[0])
+    with pytest.raises(ValueError) as caught:
+        next(documents)
+    assert str(caught.value) == f"{key}.init_args.path: 'x' ends ({key}.init_args.column)"
+    with pytest.raises(ValueError, match=r"^data\.init_args\.source\.init_args\.path: 'x' ends"):
+        list(Broken().parts()[0].numbered())
+    with pytest.raises(ValueError, match=r"^another's$"), Part("code", Broken(), 0.5, key).placed():
+        raise ValueError("another's")

@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from lg.models import loss as loss_module
-from lg.models.loss import IGNORED, LMHead, chunked_cross_entropy
+from lg.models.loss import IGNORED, LMHead, chunked_cross_entropy, token_cross_entropy
 
 N, V, W = 100, 77, 24
 
@@ -223,3 +223,24 @@ def test_a_tied_head_shares_its_weight_and_both_gradients_reach_it() -> None:
     model["head"](embedding(tokens), targets).backward()
     plain(reference(tokens), reference.weight, targets).backward()
     torch.testing.assert_close(embedding.weight.grad, reference.weight.grad)
+
+
+@pytest.mark.parametrize("chunk", [1, 7, 100, 1000, None])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
+def test_the_loss_of_each_token_equals_plain_cross_entropy(dtype: torch.dtype, chunk: int | None) -> None:
+    hidden, weight, targets = inputs(dtype)
+    losses = token_cross_entropy(hidden, weight, targets, chunk)
+    exact = torch.promote_types(dtype, torch.float32)
+    assert losses.dtype == exact and losses.shape == (N,) and not losses.requires_grad
+    want = F.cross_entropy(F.linear(hidden, weight).to(exact), targets, ignore_index=IGNORED, reduction="none")
+    torch.testing.assert_close(losses, want.detach())
+    assert (losses[targets == IGNORED] == 0).all()
+    torch.testing.assert_close(losses.sum(), chunked_cross_entropy(hidden, weight, targets, chunk).detach())
+
+
+def test_the_head_gives_the_loss_of_each_token_in_the_shape_of_the_targets() -> None:
+    hidden, weight, targets = inputs(torch.float32)
+    head = LMHead(W, V, nn.Parameter(weight.detach()))
+    losses = head(hidden.view(4, 25, W), targets.view(4, 25), "none")
+    assert losses.shape == (4, 25)
+    torch.testing.assert_close(losses.flatten(), token_cross_entropy(hidden, head.weight, targets))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from lg.attention.impl import Executed
 from lg.attention.tiles import Tiles
 
 
@@ -29,6 +30,12 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     blind = ~seen.any(-1, keepdim=True)
     weights = scores.masked_fill(blind, 0.0).softmax(-1).masked_fill(~seen, 0.0)
     return weights @ v.repeat_interleave(groups, 1)
+
+
+def executed(tiles: Tiles) -> Executed:
+    """Every pair of the square; its weights are kept for the backward pass."""
+    first, end = tiles.queries
+    return Executed(torch.full((tiles.heads,), (end - first) * tiles.documents.length), scores_again=False)
 
 
 def _mask(tiles: Tiles, device: torch.device) -> Tensor:

@@ -16,6 +16,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from lg.attention.cost import banded_pairs
+from lg.attention.impl import Executed
 from lg.attention.pattern import Pattern
 from lg.attention.patterns import Causal, Window
 from lg.attention.tiles import Tiles
@@ -92,6 +94,11 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
         out = rows.unflatten(0, q.shape[:2])
     result: Tensor = out.transpose(1, 2)
     return result
+
+
+def executed(tiles: Tiles) -> Executed:
+    """The tiles of each document that its window, or the diagonal, reaches."""
+    return Executed(banded_pairs(tiles, _window(tiles.pattern)), scores_again=True)
 
 
 @cache

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions, flex_attention
 
-from lg.attention.impl import flash
+from lg.attention.impl import Executed, flash
 from lg.attention.pattern import Pattern
 from lg.attention.tiles import Tiles, TileTable
 
@@ -89,6 +89,11 @@ class Flex:
             specialize_int=True,
         ):
             return compiled(q, k, v, plan)
+
+    def executed(self, tiles: Tiles) -> Executed:
+        """The tiles on the lists, full or partial."""
+        table = tiles.table(_BLOCK, _BLOCK)
+        return Executed(table.num_listed.view(table.heads, -1).sum(1) * _BLOCK**2, scores_again=True)
 
 
 TRITON = Flex()

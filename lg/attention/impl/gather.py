@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, scaled_dot_product_attention
 
+from lg.attention.impl import Executed
 from lg.attention.tiles import Tiles
 
 # Small blocks waste little at the edges of a window; smaller ones still make many small products.
@@ -57,6 +58,13 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     out = out.view(batch, heads_kv, rows, groups, n, width).transpose(2, 3)
     out = out.reshape(batch, heads_q, rows * n, width)[:, :, :num_queries]
     return out if plan.blind is None else out.masked_fill(plan.blind.repeat_interleave(heads_q // tiles.heads, 0), 0.0)
+
+
+def executed(tiles: Tiles) -> Executed:
+    """As many blocks in every row as in the fullest."""
+    table = tiles.table(_BLOCK, _BLOCK)
+    most = max(int(table.num_listed.max()), 1)
+    return Executed(torch.full((table.heads,), table.num_rows * most * _BLOCK**2), scores_again=True)
 
 
 def _plan(tiles: Tiles, groups: int, dtype: torch.dtype, device: torch.device) -> _Plan:

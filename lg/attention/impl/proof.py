@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from lg.attention.documents import Documents
-from lg.attention.impl import Implementation, dense
+from lg.attention.impl import Executed, Implementation, dense
 from lg.attention.pattern import Pattern
 from lg.attention.tiles import Tiles
 
@@ -86,6 +86,10 @@ class Proven:
     def run(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
         """As the implementation."""
         return self.implementation.run(q, k, v, tiles, scale)
+
+    def executed(self, tiles: Tiles) -> Executed:
+        """As the implementation."""
+        return self.implementation.executed(tiles)
 
     def _verdict(self, case: Case) -> str | None:
         what = f"{case.pattern}, head width {case.width}, {case.dtype}"

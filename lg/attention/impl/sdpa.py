@@ -19,6 +19,8 @@ from torch.autograd.function import once_differentiable
 from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
+from lg.attention.cost import banded_pairs
+from lg.attention.impl import Executed
 from lg.attention.impl.fused import BACKENDS, Kernel, is_whole_in_torch, kernel_for
 from lg.attention.patterns import Causal
 from lg.attention.tiles import Tiles
@@ -59,6 +61,11 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
             return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
     out: Tensor = _Parts.apply(q, k, v, _parts(q, k, v, tiles, scale), scale)  # type: ignore[no-untyped-call]
     return out
+
+
+def executed(tiles: Tiles) -> Executed:
+    """What kernels compute that skip the tiles above the diagonal of each document."""
+    return Executed(banded_pairs(tiles), scores_again=True)
 
 
 def _whole(tiles: Tiles) -> bool:

@@ -1,0 +1,114 @@
+"""A corpus: the documents of a source as token ids, end to end, and what rows need to know of each of them.
+
+Shape suffixes: N tokens of all documents, D documents.
+"""
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from lg.data.source import Document
+from lg.data.store import opened
+from lg.data.tokenizer import Ids, Tokenizer
+
+
+@dataclass(frozen=True, eq=False)
+class Corpus:
+    """Tokenised documents, in the order of their source. Each ends with the tokenizer's ``end``.
+
+    One that lies in a folder is pickled as the folder's path: a process that prepares batches opens it again, and all
+    of them share the same memory.
+
+    Attributes:
+        tokens: ids of all documents: [N], of the type that ``id_type`` gives.
+        starts: where each document begins, and, last, where they all end: int64 [D + 1].
+        num_bytes: bytes of text of each document, the end counted as one: int64 [D].
+        places: the ``place`` of each document's name: float64 [D].
+        folder: where the arrays are mapped from; None if they are in memory.
+    """
+
+    tokens: Ids
+    starts: npt.NDArray[np.int64]
+    num_bytes: npt.NDArray[np.int64]
+    places: npt.NDArray[np.float64]
+    folder: Path | None = None
+
+    @classmethod
+    def of(cls, documents: Iterable[Document], tokenizer: Tokenizer) -> "Corpus":
+        """Tokenise documents in memory, each as a whole.
+
+        Raises:
+            ValueError: the tokenizer gives what is no id of its own vocabulary.
+        """
+        dtype = id_type(tokenizer)
+        end = _checked(np.array([tokenizer.end]), tokenizer, "the end of a document").astype(dtype)
+        pieces, lengths, num_bytes, places = [np.zeros(0, dtype)], [0], [], []
+        for document in documents:
+            ids = _checked(tokenizer.encode(document.text), tokenizer, f"document {document.name!r}")
+            pieces += [ids.astype(dtype, copy=False), end]
+            lengths.append(len(ids) + 1)
+            num_bytes.append(len(document.text) + 1)
+            places.append(place(document.name))
+        return cls(
+            tokens=np.concatenate(pieces),
+            starts=np.cumsum(lengths, dtype=np.int64),
+            num_bytes=np.array(num_bytes, np.int64),
+            places=np.array(places, np.float64),
+        )
+
+    @classmethod
+    def mapped(cls, folder: Path) -> "Corpus":
+        """The corpus that a folder holds, mapped to memory; nothing is verified.
+
+        Raises:
+            Damaged: the folder is not there any more.
+        """
+        return cls(**opened(folder), folder=folder)
+
+    def __len__(self) -> int:
+        return len(self.num_bytes)
+
+    @property
+    def lengths(self) -> npt.NDArray[np.int64]:
+        """Tokens of each document, its end counted: int64 [D]."""
+        return np.diff(self.starts)
+
+    def __reduce__(self) -> tuple[Callable[..., "Corpus"], tuple[Any, ...]]:
+        if self.folder is not None:
+            return Corpus.mapped, (self.folder,)
+        return Corpus, (self.tokens, self.starts, self.num_bytes, self.places)
+
+
+def id_type(tokenizer: Tokenizer) -> np.dtype[Any]:
+    """The smallest type that holds every id: uint8, uint16 or int32, in little-endian order."""
+    if tokenizer.vocab_size <= 1 << 8:
+        return np.dtype("u1")
+    return np.dtype("<u2" if tokenizer.vocab_size <= 1 << 16 else "<i4")
+
+
+def place(name: str) -> float:
+    """A number in [0, 1) drawn from a document's name, the same in every process (``hash`` is not).
+
+    Documents whose place is below some share are held out: a document keeps its side when others are added.
+    """
+    digest = hashlib.sha256(name.encode(errors="surrogateescape")).digest()
+    return int.from_bytes(digest[:6], "big") / 2**48
+
+
+def _checked(ids: Any, tokenizer: Tokenizer, what: str) -> Ids:
+    """What a tokenizer, a user's own too, gave for something, if these are ids."""
+    array = np.asarray(ids)
+    key = f"data.init_args.tokenizer: {type(tokenizer).__name__} turns {what} into"
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise ValueError(f"{key} {array.dtype} of shape {list(array.shape)}; it must be one row of integers")
+    if array.size and not 0 <= array.min() <= array.max() < tokenizer.vocab_size:
+        raise ValueError(
+            f"{key} ids from {array.min()} to {array.max()}; they must be at least 0 and below its vocab_size of "
+            f"{tokenizer.vocab_size}"
+        )
+    return array

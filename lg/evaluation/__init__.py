@@ -1,0 +1,6 @@
+"""What a model can do with its context, measured by what it finds likely; nothing is generated."""
+
+from lg.evaluation.needle import Haystack, Needles, Question, Score, haystack, score
+from lg.evaluation.prompts import PackedPrompts, pack
+
+__all__ = ["Haystack", "Needles", "PackedPrompts", "Question", "Score", "haystack", "pack", "score"]

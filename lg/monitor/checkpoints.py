@@ -1,0 +1,251 @@
+"""Checkpoints from which training goes on to the bit, whatever ended it: SIGTERM, Ctrl-C, or the power."""
+
+from __future__ import annotations
+
+import os
+import random
+import shutil
+import signal
+from collections.abc import Iterable
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+
+from lg.data import of_every_rank
+from lg.monitor.board import logged_step
+
+_KEY = "trainer.callbacks.Checkpoints"
+_RANDOM, _LOGGED = "random_states", "logged"
+
+
+class Checkpoints(pl.callbacks.Checkpoint):
+    """Saves the newest states of a run, and the best one.
+
+    A state is saved when an optimizer step is whole, its validation included where one is due, and holds all that the
+    next step hangs on: weights, optimizer, loops, the data's place (`TextData`) and the random states of every rank.
+    It is written aside and renamed, so a file of that name is whole; an older one goes only after that. The first
+    SIGTERM or Ctrl-C lets the step end, saves, and stops with code 143 or 130; a second one stops at once.
+
+    `lg fit --ckpt_path last` goes on from the newest.
+
+    Args:
+        every: steps from one save to the next; the last step is always saved.
+        keep: how many of the newest to keep.
+        best: the metric whose lowest value is kept too, as in "val/loss_nats"; ``null`` for none.
+        folder: where to; ``null`` is ``checkpoints`` in the run's log folder.
+
+    Attributes:
+        last_model_path: the newest checkpoint; empty before the first.
+        best_model_path: the best one, or the newest where no metric is named.
+    """
+
+    def __init__(self, every: int = 100, keep: int = 1, best: str | None = None, folder: str | None = None) -> None:
+        for name, value in (("every", every), ("keep", keep)):
+            if value < 1:
+                raise ValueError(f"{_KEY}.{name}: {value} is not allowed; it must be at least 1")
+        self.every = every
+        self.keep = keep
+        self.best = best
+        self.folder = folder
+        self.last_model_path = ""
+        self.best_model_path = ""
+        self.best_model_score: float | None = None
+        self._newest: list[str] = []
+        self._saved_at = -1
+        self._waits_for_validation = False
+        self._signal: int | None = None
+        self._random: list[dict[str, Any]] | None = None
+        self._logged: dict[str, Any] | None = None
+
+    # When
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Listens for signals (Lightning puts the former handlers back when it ends), and logs what was not yet."""
+        self._signal = None
+        if self._logged is not None:
+            for logger in trainer.loggers:
+                logger.log_metrics(self._logged["metrics"], step=self._logged["step"])
+            self._logged = None
+        rank_zero_info(f"begins training at step {trainer.global_step}; a checkpoint every {self.every} steps")
+        # Where training was resumed, or begins: there is nothing new to save.
+        self._saved_at = trainer.global_step
+        self._waits_for_validation = False
+        for number in (signal.SIGTERM, signal.SIGINT):
+            try:
+                signal.signal(number, self._asked_to_stop)
+            except ValueError:  # not the main thread, which alone may
+                return
+
+    def _asked_to_stop(self, number: int, frame: FrameType | None) -> None:
+        if self._signal is not None:
+            raise SystemExit(128 + number)
+        self._signal = number
+        rank_zero_info(f"{signal.Signals(number).name}: stops when the step is done and saved; once more stops at once")
+
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Stops here if asked to, everything of the step before being done; or goes on with its random states."""
+        if self._saved_at == trainer.global_step and self._stops(trainer):
+            raise SystemExit(128 + (self._signal or signal.SIGTERM))
+        if self._random is not None:
+            _set_random_state(self._random[trainer.global_rank % len(self._random)])
+            self._random = None
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Saves after a step, when it is time to or training is to stop."""
+        if trainer.global_step == self._saved_at or trainer.fit_loop._should_accumulate():
+            return
+        if trainer.global_step % self.every and trainer.global_step != trainer.max_steps and not self._stops(trainer):
+            return
+        # What validation adds to metrics and to callbacks belongs to the step; it would not be run again.
+        loop = trainer.fit_loop
+        assert loop._data_fetcher is not None
+        if loop.epoch_loop._should_check_val_fx(loop._data_fetcher):
+            self._waits_for_validation = True
+        else:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves what waited for validation, and what validation found to be the best."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        score = trainer.callback_metrics.get(self.best) if self.best else None
+        if self.best and score is None:
+            known = ", ".join(sorted(trainer.callback_metrics)) or "none"
+            raise ValueError(f"{_KEY}.best: {self.best!r} is not a metric; after validation there are {known}")
+        better = score is not None and (self.best_model_score is None or float(score) < self.best_model_score)
+        if self._waits_for_validation or better:
+            self._waits_for_validation = False
+            if better:
+                self.best_model_score = float(score) if score is not None else None
+            self._save(trainer, is_best=better)
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Saves the last step."""
+        if trainer.global_step != self._saved_at:
+            self._save(trainer)
+
+    def _stops(self, trainer: pl.Trainer) -> bool:
+        """Whether any rank was asked to: all stop at the same step."""
+        return trainer.strategy.reduce_boolean_decision(self._signal is not None, all=False)
+
+    # What and where
+
+    def _save(self, trainer: pl.Trainer, is_best: bool = False) -> None:
+        """Writes aside, renames, and then removes what is no longer kept; on all ranks."""
+        if trainer.fast_dev_run:  # type: ignore[attr-defined]  # its connectors set it
+            return
+        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir, "checkpoints"))
+        folder = Path(trainer.strategy.broadcast(str(folder)))
+        path = folder / f"step={trainer.global_step:08d}.ckpt"
+        aside = folder / f".{path.name}.part"
+        old_best = self.best_model_path
+        # Known to the state itself, so that a resumed run removes it in its time.
+        self._newest.append(str(path))
+        self.last_model_path = str(path)
+        if is_best or not self.best:
+            self.best_model_path = str(path)
+        self._saved_at = trainer.global_step
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            for logger in trainer.loggers:
+                logger.save()  # what was logged before the checkpoint must not be lost after it
+            trainer.save_checkpoint(aside)
+            if trainer.is_global_zero:
+                _settle(aside, path)
+        # torch says RuntimeError where its archive cannot be written.
+        except (OSError, RuntimeError) as error:
+            _remove([aside])
+            raise ValueError(f"{_KEY}.folder: {str(path)!r} cannot be written: {error}") from error
+        gone = [old for old in {*self._newest[: -self.keep], old_best} if old and old != self.best_model_path]
+        self._newest = self._newest[-self.keep :]
+        if trainer.is_global_zero:
+            _remove(Path(old) for old in gone if old not in self._newest)
+        trainer.strategy.barrier("Checkpoints")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Which files there are."""
+        return {
+            "newest": list(self._newest),
+            "best_model_path": self.best_model_path,
+            "best_model_score": self.best_model_score,
+        }
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Goes on with the files of the run that is resumed."""
+        self._newest = [path for path in state_dict["newest"] if Path(path).exists()]
+        self.last_model_path = self._newest[-1] if self._newest else ""
+        self.best_model_path = str(state_dict["best_model_path"])
+        self.best_model_score = state_dict["best_model_score"]
+
+    def on_save_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Adds the random states of every rank, and the metrics of the step that are only logged behind it."""
+        checkpoint[_RANDOM] = of_every_rank(trainer, _random_state())
+        step = logged_step(trainer)
+        every: int = trainer.log_every_n_steps  # type: ignore[attr-defined]  # its connectors set it
+        if trainer.training and (step + 1) % every == 0:
+            # Of this step: what trainer.logged_metrics holds of the last validation too was logged then.
+            logged = trainer.fit_loop.epoch_loop._results.metrics(on_step=True)["log"]
+            metrics = {name: float(value) for name, value in logged.items()}
+            checkpoint[_LOGGED] = {"step": step, "metrics": metrics}
+
+    def on_load_checkpoint(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, checkpoint: dict[str, Any]
+    ) -> None:
+        """Keeps them until the first step: what is drawn before it is no part of training."""
+        self._random = checkpoint.get(_RANDOM)
+        self._logged = checkpoint.get(_LOGGED)
+        if self._random is not None and len(self._random) != trainer.world_size:
+            rank_zero_warn(
+                f"the checkpoint holds the random states of {len(self._random)} ranks, and there are "
+                f"{trainer.world_size}: what is drawn at random will not be what it would have been"
+            )
+
+
+def _random_state() -> dict[str, Any]:
+    """The states of all generators that are there anyway, as plain data."""
+    name, keys, position, has_gauss, gauss = np.random.get_state(legacy=True)
+    version, internal, next_gauss = random.getstate()
+    return {
+        "python": [version, list(internal), next_gauss],
+        "numpy": [str(name), torch.from_numpy(np.asarray(keys).astype(np.int64)), position, has_gauss, gauss],
+        "torch": torch.get_rng_state(),
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
+    }
+
+
+def _set_random_state(state: dict[str, Any]) -> None:
+    version, internal, next_gauss = state["python"]
+    random.setstate((version, tuple(internal), next_gauss))
+    name, keys, position, has_gauss, gauss = state["numpy"]
+    np.random.set_state((name, keys.numpy().astype(np.uint32), position, has_gauss, gauss))
+    torch.set_rng_state(state["torch"])
+    if len(state["cuda"]) == torch.cuda.device_count():
+        torch.cuda.set_rng_state_all(state["cuda"])
+
+
+def _settle(aside: Path, path: Path) -> None:
+    """Gives a written checkpoint, a file or a folder, its name, once its bytes are on the disk."""
+    for file in [aside] if aside.is_file() else [inner for inner in aside.rglob("*") if inner.is_file()]:
+        with file.open("rb") as handle:
+            os.fsync(handle.fileno())
+    _remove([path])
+    aside.rename(path)
+
+
+def _remove(paths: Iterable[Path]) -> None:
+    for path in paths:
+        if path.is_dir():
+            shutil.rmtree(path, ignore_errors=True)
+        else:
+            path.unlink(missing_ok=True)
