@@ -23,7 +23,7 @@ import torch
 from report import parser, processor, scalars, write
 
 HERE = Path(__file__).parent
-WARM_UP = 4
+WARM_UP = 3
 
 
 def run(balance: bool, options: list[str]) -> dict[str, Any]:

@@ -91,7 +91,7 @@ def test_the_commands_of_a_page_run(
 def test_what_commands_print_is_filled_in(page: str, hooks: ModuleType) -> None:
     filled = hooks.on_page_markdown((DOCS / page).read_text(), None, None, None)
     assert "<!--" not in filled
-    assert "usage: lg COMMAND" in filled
+    assert "usage: lg " in filled
 
 
 def test_a_command_that_fails_fails_the_build(hooks: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:

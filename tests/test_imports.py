@@ -121,6 +121,7 @@ def test_a_wrong_import_is_found(file: str, source: str) -> None:
         ("attention/picture.py", "def f():\n    from PIL import Image"),
         ("models/hybrid.py", "import lightning.pytorch\nfrom lg.attention import Pattern"),
         ("monitor/throughput.py", "import torch.distributed\nfrom lg.data import CountModel"),
+        ("evaluation/needle.py", "from lg.data import Tokenizer\nfrom lg.models.decoder import Decoder"),
         ("cli/__init__.py", "from lg import __version__"),
     ],
 )

@@ -8,6 +8,8 @@ command line's other options come last.
 from __future__ import annotations
 
 import json
+import os.path
+import re
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,9 @@ Config = dict[str, Any]
 
 FLAGS = ("-c", "--config")
 """The options that name a YAML file."""
+
+# More than anyone writes, and less than the parser's recursion and patience bear.
+_MOST, _DEEPEST = 10_000, 40
 
 
 def gather(args: list[str]) -> tuple[Config, list[str]]:
@@ -87,6 +92,23 @@ def merge(under: Config, over: Config) -> Config:
     return merged
 
 
+def check(content: Config, what: str) -> None:
+    """Refuses what is too large or too deep to be meant, as anchors can make it that name one another.
+
+    Args:
+        content: keys and values.
+        what: names them in a complaint.
+
+    Raises:
+        ValueError: it is so, or a key is no text.
+    """
+    for key in content:
+        if not re.fullmatch(r"[^\s.]+(\.[^\s.]+)*", str(key)):
+            raise ValueError(f"{what} has the key {str(key)!r}; a key is a word, such as model, data or trainer")
+    if _num_values(content, 0) > _MOST:
+        raise ValueError(f"{what} holds more than {_MOST} values or {_DEEPEST} levels, counted with anchors followed")
+
+
 def as_argument(config: Config) -> str:
     """The configuration as ``--config`` takes it in place of a file: JSON, every string quoted."""
     return json.dumps(config, ensure_ascii=False, default=str)
@@ -98,16 +120,32 @@ def _same_class(under: Config, over: Config) -> bool:
 
 def _read(path: Path, above: tuple[Path, ...]) -> Config:
     key = f"base (in {above[-1]})" if above else "--config"
-    if not path.is_file():
+    if not os.path.isfile(path):
         near = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml")))
         raise ValueError(f"{key}: {str(path)!r} is not a file; {path.parent} has {near or 'no YAML file'}")
     try:
         content = get_loader("yaml")(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        why = " ".join(str(error).split())
+    except OSError as error:
+        raise ValueError(f"{key}: {str(path)!r} cannot be read: {error.strerror}") from error
+    except Exception as error:  # a tag's value, as in `!!bool perhaps`, raises what Python does
+        why = " ".join(str(error).split()) or type(error).__name__
         raise ValueError(f"{key}: {str(path)!r} is not YAML: {why}") from error
     if content is None:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{key}: {str(path)!r} must map keys to values, not be {content!r:.60}")
+    check(content, f"{key}: {str(path)!r}")
     return content
+
+
+def _num_values(node: Any, depth: int) -> int:
+    """The values in a tree, an anchor's as often as it is named; too many where it is too deep to tell."""
+    if depth > _DEEPEST:
+        return _MOST + 1
+    children = node.values() if isinstance(node, dict) else node if isinstance(node, list) else ()
+    found = 1
+    for child in children:
+        found += _num_values(child, depth + 1)
+        if found > _MOST:
+            break
+    return found

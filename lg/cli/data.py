@@ -20,7 +20,7 @@ installed. They are kept in $LG_CACHE, or else in ~/.cache/lg, and a text is the
   lg data list                          what there is, with size and licence
   lg data fetch austen shakespeare      fetches some
   lg data fetch --all                   fetches all of them
-  lg fit --config configs/hybrid.yaml --data.source=lg.data.assets.Fetched --data.source.name=austen
+  lg fit --config configs/hybrid.yaml --data.source=Fetched --data.source.name=austen
 """
 
 

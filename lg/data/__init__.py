@@ -1,5 +1,6 @@
 """From sources of text to packed rows of tokens; stands alone, nothing of lg is imported here."""
 
+from lg.data.assets import Fetched
 from lg.data.cache import cached
 from lg.data.corpus import Corpus
 from lg.data.count_model import CountModel
@@ -25,6 +26,7 @@ __all__ = [
     "CountModel",
     "Cut",
     "Document",
+    "Fetched",
     "Folder",
     "HuggingFace",
     "Jsonl",

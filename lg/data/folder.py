@@ -7,9 +7,16 @@ from pathlib import Path
 def cache_folder() -> Path:
     """``$LG_CACHE``, else ``$XDG_CACHE_HOME/lg``, else ``~/.cache/lg``; nothing is made.
 
-    ``~`` is understood. As its specification says, an ``XDG_CACHE_HOME`` that is not absolute does not count.
+    ``LG_CACHE`` may begin with ``~``. As its specification says, an ``XDG_CACHE_HOME`` that is not absolute does not
+    count.
+
+    Raises:
+        ValueError: ``LG_CACHE`` begins with the home of a user whom there is not.
     """
     if own := os.environ.get("LG_CACHE"):
-        return Path(own).expanduser().absolute()
-    shared = Path(os.environ.get("XDG_CACHE_HOME", "")).expanduser()
+        try:
+            return Path(own).expanduser().absolute()
+        except RuntimeError as error:
+            raise ValueError(f"LG_CACHE: {own!r} is no folder ({error}); one is needed") from error
+    shared = Path(os.environ.get("XDG_CACHE_HOME", ""))
     return (shared if shared.is_absolute() else Path.home() / ".cache") / "lg"

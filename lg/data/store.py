@@ -66,15 +66,15 @@ class Draft:
             _sync(final.parent)
 
     def __enter__(self) -> "Draft":
-        try:
-            with writable(self._part):
-                remove(self._part)
-                self._part.mkdir()
+        with writable(self._part):
+            remove(self._part)
+            self._part.mkdir()
+            try:
                 for name in self._names:
                     self._files[name] = _File(_file(self._part, name))
-        except BaseException:
-            self._discard()
-            raise
+            except BaseException:
+                self._discard()
+                raise
         return self
 
     def __exit__(

@@ -16,11 +16,11 @@ BLUE, ORANGE, GREEN = (0, 114, 178), (213, 94, 0), (0, 158, 115)
 _INK, _PALE, _BLANK = (40, 40, 40), (222, 222, 218), (246, 246, 243)
 # Drawn this many times larger, then shrunk: lines come out smooth.
 _ZOOM = 2
-_TEXT = 13
-# As wide as one of TensorBoard's cards, or nearly: it shrinks wider pictures by leaving out pixels.
-_SIZE = (460, 290)
-_LEFT, _TOP, _BOTTOM = 56, 62, 52
-_CELL = (66, 36)
+_TEXT = 12
+# As high as TensorBoard's cards and as wide as its narrowest: what fits them no better is shown with pixels left out.
+_SIZE = (336, 215)
+_LEFT, _TOP, _BOTTOM = 46, 44, 40
+_CELL = (44, 25)
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def lines(drawn: Sequence[Line], x: Axis, y: str, title: str) -> Image.Image:
     """
     points = [point for line in drawn for point in line.points]
     font = _font(1)
-    right = _SIZE[0] - 24 - max(round(font.getlength(line.name)) for line in drawn)
+    right = _SIZE[0] - 16 - max(round(font.getlength(line.name)) for line in drawn)
     image = Image.new("RGB", (_SIZE[0] * _ZOOM, _SIZE[1] * _ZOOM), "white")
     draw = ImageDraw.Draw(image)
     across = _extent([*(value for value, _ in x.ticks), *(value for value, _ in points)])
@@ -75,8 +75,8 @@ def lines(drawn: Sequence[Line], x: Axis, y: str, title: str) -> Image.Image:
             _SIZE[1] - _BOTTOM - (_SIZE[1] - _BOTTOM - _TOP) * (value - low) / (high - low),
         )
 
-    _write(draw, (16, 10), title, "la", _TEXT + 2)
-    _write(draw, (16, _TOP - 30), y, "la")
+    _write(draw, (10, 4), title, "la", _TEXT + 1)
+    _write(draw, (10, _TOP - 21), y, "la")
     for value, text in upward:
         _, level = place(across[0], value)
         _stroke(draw, [(_LEFT, level), (right, level)], _PALE, 1)
@@ -88,10 +88,10 @@ def lines(drawn: Sequence[Line], x: Axis, y: str, title: str) -> Image.Image:
         _stroke(draw, [(at, floor), (at, floor + 4)], _INK, 1)
         half = font.getlength(text) / 2
         if at - half > written:
-            _write(draw, (at, floor + 7), text, "ma")
+            _write(draw, (at, floor + 6), text, "ma")
             written = at + half + 6
     _stroke(draw, [(_LEFT, floor), (right, floor)], _INK, 1)
-    _write(draw, ((_LEFT + right) / 2, _SIZE[1] - 10), x.name, "mb")
+    _write(draw, ((_LEFT + right) / 2, _SIZE[1] - 4), x.name, "mb")
     for line in drawn:
         spots = [place(at, value) for at, value in line.points]
         _stroke(draw, spots, line.colour, 2)
@@ -130,14 +130,14 @@ def heat_map(cells: Cells, axes: tuple[str, str], unit: str, most: float, title:
         title: what stands above.
     """
     font = _font(1)
-    left = 40 + max(round(font.getlength(name)) for name in cells.rows)
-    top, (wide, high) = 70, _CELL
+    left = 24 + max(round(font.getlength(name)) for name in cells.rows)
+    top, (wide, high) = 46, _CELL
     right, bottom = left + wide * len(cells.columns), top + high * len(cells.rows)
-    size = (max(right + 110, 32 + round(_font(1, _TEXT + 2).getlength(title))), bottom + 52)
+    size = (max(right + 92, 20 + round(_font(1, _TEXT + 1).getlength(title))), max(bottom + 40, _SIZE[1]))
     image = Image.new("RGB", (size[0] * _ZOOM, size[1] * _ZOOM), "white")
     draw = ImageDraw.Draw(image)
-    _write(draw, (16, 10), title, "la", _TEXT + 2)
-    _write(draw, (16, top - 26), axes[1], "la")
+    _write(draw, (10, 4), title, "la", _TEXT + 1)
+    _write(draw, (10, top - 22), axes[1], "la")
     for row, values in enumerate(cells.values):
         y = top + row * high
         _write(draw, (left - 8, y + high / 2), cells.rows[row], "rm")
@@ -149,28 +149,20 @@ def heat_map(cells: Cells, axes: tuple[str, str], unit: str, most: float, title:
             told = "none" if value is None else f"{round(value, 2) + 0.0:.2f}"
             _write(draw, (x + wide / 2, y + high / 2), told, "mm", colour=(255, 255, 255) if share > 0.5 else _INK)
     for column, name in enumerate(cells.columns):
-        _write(draw, (left + (column + 0.5) * wide, bottom + 6), name, "ma")
-    _write(draw, ((left + right) / 2, size[1] - 10), axes[0], "mb")
-    bar = right + 18
+        _write(draw, (left + (column + 0.5) * wide, bottom + 5), name, "ma")
+    _write(draw, ((left + right) / 2, size[1] - 4), axes[0], "mb")
+    bar = right + 14
     for step in range(bottom - top):
         _fill(draw, (bar, bottom - step - 1, bar + 14, bottom - step), _shade(step / (bottom - top)))
-    for level, text in ((bottom, "0"), ((top + bottom) / 2, f"{most / 2:.2g}"), (top, f"{most:.2g}+")):
+    for level, text in ((bottom - 4, "0"), ((top + bottom) / 2, f"{most / 2:.2g}"), (top + 4, f"{most:.2g}+")):
         _write(draw, (bar + 20, level), text, "lm")
-    _write(draw, (bar, top - 26), unit, "la")
+    _write(draw, (bar, top - 22), unit, "la")
     return image.resize(size, Image.Resampling.LANCZOS)
 
 
 def ramp(number: int, count: int) -> Colour:
     """The colour of one of several lines in an order, pale to dark: the last stands out."""
     return ORANGE if number == count - 1 else _mixed((168, 192, 212), (0, 74, 130), number / max(count - 2, 1))
-
-
-def stacked(images: Sequence[Image.Image]) -> Image.Image:
-    """Images below each other."""
-    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
-    for image, top in zip(images, itertools.accumulate((image.height for image in images), initial=0), strict=False):
-        whole.paste(image, (0, top))
-    return whole
 
 
 def tokens(count: int) -> str:

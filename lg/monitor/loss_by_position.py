@@ -14,7 +14,7 @@ from torch import Tensor
 
 from lg.attention import Documents
 from lg.monitor.board import board, logged_step
-from lg.monitor.chart import Axis, Line, lines, ramp, stacked, tokens
+from lg.monitor.chart import Axis, Line, lines, ramp, tokens
 
 _MOST_LINES = 8
 
@@ -24,7 +24,8 @@ class LossByPosition(pl.Callback):
 
     At each validation ``loss_by_position/00128-00255_nats`` and its like are the means over the targets that tokens 128
     to 255 of their documents predict, counted from 0; every bucket is as wide as all before it. A bucket without a
-    target is left out. ``loss_by_position/over_training`` draws the validations so far. All ranks are summed, exactly;
+    target is left out. ``loss_by_position/over_training`` draws the validations so far, and
+    ``loss_by_position/difference_over_training`` how each differs from its first bucket. All ranks are summed, exactly;
     no forward pass is added, since `HybridLM.validation_step` tells the loss of each token.
 
     Args:
@@ -74,12 +75,12 @@ class LossByPosition(pl.Callback):
         if trainer.sanity_checking or not used:
             return
         means = [sums[n] / counts[n] if counts[n] else math.nan for n in range(used[-1] + 1)]
-        pl_module.log_dict({tag(bucket, self.first): means[bucket] for bucket in used})
+        pl_module.log_dict({tag(bucket, self.first): means[bucket] for bucket in used}, sync_dist=True)
         self._history[trainer.global_step] = means
         writer = board(trainer)
         if writer is not None:
-            image = np.asarray(drawing(self._history, self.first))
-            writer.add_image("loss_by_position/over_training", image, logged_step(trainer), dataformats="HWC")
+            for name, image in drawings(self._history, self.first).items():
+                writer.add_image(name, np.asarray(image), logged_step(trainer), dataformats="HWC")
 
     def state_dict(self) -> dict[str, Any]:
         """The validations so far, so that a resumed run draws them too."""
@@ -112,8 +113,8 @@ def tag(bucket: int, first: int) -> str:
     return f"loss_by_position/{_start(bucket, first):05}-{_start(bucket + 1, first) - 1:05}_nats"
 
 
-def drawing(history: dict[int, list[float]], first: int) -> Image:
-    """Two charts over position, a line for each of some validations: the loss, and how it differs from the beginning's.
+def drawings(history: dict[int, list[float]], first: int) -> dict[str, Image]:
+    """Charts over position, a line for each of some validations, by tag: the loss, and how it differs from the start's.
 
     Args:
         history: the means by bucket, not a number where there is none, by optimizer step; at least one.
@@ -123,12 +124,10 @@ def drawing(history: dict[int, list[float]], first: int) -> Image:
     shown = sorted({steps[round(n * (len(steps) - 1) / (_MOST_LINES - 1))] for n in range(_MOST_LINES)})
     whole = {step: history[step] for step in shown}
     less = {step: [mean - means[0] for mean in means] for step, means in whole.items()}
-    return stacked(
-        [
-            _chart(whole, first, "Held-out loss by position"),
-            _chart(less, first, "Difference to the first bucket"),
-        ]
-    )
+    return {
+        "loss_by_position/over_training": _chart(whole, first, "Held-out loss by position"),
+        "loss_by_position/difference_over_training": _chart(less, first, "Difference to the first bucket's loss"),
+    }
 
 
 def _chart(means: dict[int, list[float]], first: int, title: str) -> Image:
@@ -140,7 +139,7 @@ def _chart(means: dict[int, list[float]], first: int, title: str) -> Image:
         )
         for number, (step, own) in enumerate(means.items())
     ]
-    return lines(drawn, Axis("position in the document, tokens (start of each bucket)", starts), "nats", title)
+    return lines(drawn, Axis("tokens into the document (start of bucket)", starts), "nats", title)
 
 
 def _start(bucket: int, first: int) -> int:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 
 # Products of the best sizes for a GPU take milliseconds; a processor gets smaller ones.
-_SMALLEST, _LARGEST = 256, 8192
+_SMALLEST, _LARGEST = 1024, 8192
 _ROUNDS = 5
 _ROUND_S = 0.1
 

@@ -20,7 +20,8 @@ class Memory(StepCallback):
 
     Peak is the most that tensors have taken since training began, reserved the most that torch has taken of the GPU to
     hold them; both include validation. Resident is what the process has of the machine's memory when the figure is
-    told, worker processes left out; it is told on Linux. Of several ranks it is the one that takes most.
+    told, on Linux: worker processes are left out, and what it has read of the cache of tokens, which the system takes
+    back when it needs it, is not. Of several ranks it is the one that takes most.
 
     Args:
         every: optimizer steps from one figure to the next; ``null`` is the trainer's ``log_every_n_steps``.

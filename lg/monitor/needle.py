@@ -34,7 +34,7 @@ class Needle(Occasional):
             256, halved until they keep to ``max_tokens``.
         depths: places of the needle in the text, from 0, its beginning, to 1.
         samples: questions for each length and depth.
-        max_tokens: at most so many are read in one look: two prompts a question.
+        max_tokens: that all prompts of one look have at most; a question has two prompts.
         every: optimizer steps from one look to the next; ``null`` to look at each validation.
         seed: of names, numbers, and the text around them.
 
@@ -56,8 +56,9 @@ class Needle(Occasional):
             raise ValueError(f"{_KEY}.lengths: {lengths} is not allowed; numbers of at least 1 are needed, or null")
         if not depths or not all(0 <= depth <= 1 for depth in depths):
             raise ValueError(f"{_KEY}.depths: {depths} is not allowed; shares from 0 to 1 are needed")
-        if samples < 1:
-            raise ValueError(f"{_KEY}.samples: {samples} is not allowed; it must be at least 1")
+        for name, value in (("samples", samples), ("max_tokens", max_tokens)):
+            if value < 1:
+                raise ValueError(f"{_KEY}.{name}: {value} is not allowed; it must be at least 1")
         if lengths is not None and (needed := Needles(lengths, depths, samples).num_tokens) > max_tokens:
             raise ValueError(
                 f"{_KEY}.max_tokens: {max_tokens} is not allowed; these lengths, depths and samples take {needed}"
@@ -97,14 +98,8 @@ class Needle(Occasional):
         if self._hay is None:
             return
         found = score(module.model, self._hay)
-        self.tell(
-            trainer,
-            module,
-            {
-                "needle/gain_nats": float(found.gain.mean()),
-                "needle/accuracy_percent": 100 * float(found.accuracy.mean()),
-            },
-        )
+        gain, accuracy = float(found.gain.mean()), float(found.accuracy.mean())
+        self.tell(trainer, module, {"needle/gain_nats": gain, "needle/accuracy_percent": 100 * accuracy})
         writer = board(trainer)
         if writer is not None:
             image = np.asarray(drawing(found, trainer.global_step))

@@ -42,7 +42,7 @@ class Occasional(pl.Callback, ABC):
     def tell(self, trainer: pl.Trainer, module: HybridLM, scalars: Mapping[str, float]) -> None:
         """Logs what was found: as validation's figures are, or at once, whatever ``log_every_n_steps``."""
         if self.every is None:
-            module.log_dict(dict(scalars))
+            module.log_dict(dict(scalars), sync_dist=True)
             return
         for logger in trainer.loggers:
             logger.log_metrics(dict(scalars), logged_step(trainer))

@@ -56,25 +56,21 @@ class Summary(pl.Callback):
         if writer is None:
             rank_zero_warn("Summary stays away: it tells what a TensorBoardLogger has written, and there is none")
             return
-        writer.flush()
-        folder = Path(writer.log_dir)
-        logged = Logged(folder)
-        rows = [
-            ("run", f"{end} after {trainer.global_step:,} steps, {minutes:,.1f} minutes since it was last started"),
-            *_what_ran(trainer, module),
-            *_figures(logged),
-        ]
-        shown = {picture: content for picture in _PICTURES if (content := picture.of(logged)) is not None}
-        page = _page(f"{folder.parent.name}, {folder.name}", rows, list(shown))
+        path = Path(writer.log_dir, "summary.md")
+        run = f"{end} after {trainer.global_step:,} steps, {minutes:,.1f} minutes since it was last started"
         try:
+            writer.flush()
+            logged = Logged(path.parent)
+            shown = {picture: content for picture in _PICTURES if (content := picture.of(logged)) is not None}
             for picture, content in shown.items():
-                _put(folder / picture.file, content)
-            _put(folder / "summary.md", page.encode())
+                _put(path.with_name(picture.file), content)
+            rows = [("run", run), *_what_ran(trainer, module), *_figures(logged)]
+            _put(path, _page(f"{path.parent.parent.name}, {path.parent.name}", rows, list(shown)).encode())
         except OSError as error:
             # Weights are saved by now; and whatever else ended the run must not be hidden.
-            rank_zero_warn(f"Summary: {str(folder / 'summary.md')!r} cannot be written: {error.strerror}")
+            rank_zero_warn(f"Summary: {str(path)!r} cannot be written: {error.strerror}")
             return
-        rank_zero_info(f"summary: {folder / 'summary.md'}")
+        rank_zero_info(f"summary: {path}")
 
 
 def loss_curve(train: Points, held_out: Points) -> Image | None:
@@ -173,7 +169,8 @@ def _what_ran(trainer: pl.Trainer, module: pl.LightningModule) -> list[tuple[str
     rows.append(("device", f"{found['device']}, {trainer.precision}"))
     rows.append(("versions", ", ".join(f"{name} {found[name]}" for name in ("lg", "python", "torch", "lightning"))))
     state = git(Path.cwd())
-    rows.append(("commit", f"{state['commit']}; changed files: {state['changed files']}" if len(state) > 1 else "none"))
+    changed = "" if state.get("changed files", "none") == "none" else ", with changes"
+    rows.append(("commit", state["commit"] + changed))
     return rows
 
 
@@ -208,6 +205,11 @@ _PICTURES = (
         "Held-out loss by position in the document.",
         lambda logged: logged.image("loss_by_position/over_training"),
     ),
+    _Picture(
+        "summary_loss_difference.png",
+        "The same, less that of the first bucket.",
+        lambda logged: logged.image("loss_by_position/difference_over_training"),
+    ),
     _Picture("summary_needle.png", "What a needle gains.", lambda logged: logged.image("needle/gain")),
     _Picture("summary_patterns.png", "What each layer sees.", lambda logged: logged.image("model/patterns")),
 )
@@ -217,7 +219,7 @@ def _page(name: str, rows: Sequence[tuple[str, str]], shown: Sequence[_Picture])
     # A bar would end the cell.
     told = "\n".join(f"| {what} | {value.replace('|', '&#124;')} |" for what, value in rows)
     pictures = [f"![{picture.caption}]({picture.file})" for picture in shown]
-    return "\n\n".join([f"# {name}", f"| | |\n|---|---|\n{told}", *pictures]) + "\n"
+    return f"# {name}\n\n| | |\n|---|---|\n{told}\n\n" + "\n".join(pictures) + "\n"
 
 
 def _put(path: Path, content: bytes) -> None:

@@ -37,7 +37,10 @@ class Work(TimedCallback):
       product in the training's precision, measured on each device when training starts. It is no data sheet's.
 
     Time is as in `Throughput`. Norms, activations, rotation, softmax and the optimizer are not counted
-    (`lg.models.batch_cost`). Stays away, and says so, where a layer has no pattern.
+    (`lg.models.batch_cost`). Counting a batch of 131,072 tokens takes the host 10 ms, 75 ms with `Strided`, while a GPU
+    computes; a composition that has no formula may take it most of a second.
+
+    Stays away, and says so, where a layer has no pattern.
 
     Args:
         every: optimizer steps in one measurement; ``null`` is the trainer's ``log_every_n_steps``.
@@ -47,6 +50,8 @@ class Work(TimedCallback):
         super().__init__(every)
         self._costs: BatchCosts | None = None
         self._matmul_rate = 0.0
+        self._measured_again = False
+        self._dtype = torch.float32
         self._done = (0, 0, 0)
         self._last: tuple[object, BatchCost] | None = None
 
@@ -56,15 +61,20 @@ class Work(TimedCallback):
         self._costs = self._last = None
         if not isinstance(pl_module, HybridLM):
             return
-        dtype = _DTYPES.get(str(trainer.precision).split("-")[0], torch.bfloat16)
+        self._dtype = dtype = _DTYPES.get(str(trainer.precision).split("-")[0], torch.bfloat16)
         try:
             self._costs = _costs(pl_module, dtype)
         except ValueError as reason:
             rank_zero_warn(f"Work stays away: {reason}")
             return
+        self._matmul_rate, self._measured_again = 0.0, False
+        self._measure(trainer, pl_module, dtype)
+
+    def _measure(self, trainer: pl.Trainer, pl_module: pl.LightningModule, dtype: torch.dtype) -> None:
+        """Measures the devices, on every rank; what was measured faster before stays."""
         rate = measured(pl_module.device, dtype)
         mean = torch.tensor(rate.tflop_per_s, device=pl_module.device)
-        self._matmul_rate = float(trainer.strategy.reduce(mean, reduce_op="mean"))
+        self._matmul_rate = max(self._matmul_rate, float(trainer.strategy.reduce(mean, reduce_op="mean")))
         rank_zero_info(f"work/mfu_percent is of {rate}, which a matrix product reaches here, measured")
 
     def count(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
@@ -96,6 +106,10 @@ class Work(TimedCallback):
         # Ranks that share a batch share its work.
         rates = trainer.strategy.reduce(own, reduce_op="mean") / copies(trainer)
         visible, executed, dense = rates.tolist()
+        if executed > self._matmul_rate and not self._measured_again:
+            # Little is faster than a large product: the device was busy otherwise when it was measured.
+            self._measured_again = True
+            self._measure(trainer, pl_module, self._dtype)
         pl_module.log("work/visible_TFLOP_per_s", visible)
         pl_module.log("work/executed_TFLOP_per_s", executed)
         pl_module.log("work/dense_equivalent_TFLOP_per_s", dense)

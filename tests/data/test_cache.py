@@ -242,7 +242,7 @@ def test_where_no_folder_can_be_is_an_error(tmp_path: Path, monkeypatch: pytest.
         cached(Texts(), Bytes(), str(tmp_path))
     for name in ("HOME", "LG_CACHE", "XDG_CACHE_HOME"):
         monkeypatch.delenv(name, raising=False)
-    monkeypatch.setattr("os.path.expanduser", lambda path: path)  # as for a user without an entry in the password file
+    monkeypatch.setattr("pwd.getpwuid", lambda user: {}[user])  # a user without an entry in the password file
     with pytest.raises(ValueError, match=r"^data\.init_args\.cache: None is no folder \("):
         cached(Texts(), Bytes())
 

@@ -17,6 +17,7 @@ from lg.data.folder import cache_folder
         ({"LG_CACHE": "near"}, "near"),
         ({"LG_CACHE": "~/mine", "XDG_CACHE_HOME": "/shared"}, "home/mine"),
         ({"XDG_CACHE_HOME": "/shared"}, "/shared/lg"),
+        ({"XDG_CACHE_HOME": "~/shared"}, "home/.cache/lg"),
         ({"XDG_CACHE_HOME": "not/absolute"}, "home/.cache/lg"),
     ],
 )
@@ -31,3 +32,9 @@ def test_where_it_is(
         monkeypatch.setenv(name, value)
     assert cache_folder() == tmp_path / expected
     assert not list(tmp_path.iterdir())
+
+
+def test_a_home_of_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LG_CACHE", "~no-such-user/lg")
+    with pytest.raises(ValueError, match=r"^LG_CACHE: '~no-such-user/lg' is no folder \(.*\); one is needed$"):
+        cache_folder()

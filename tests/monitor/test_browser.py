@@ -39,6 +39,18 @@ pytestmark = [
 # It comes with datasets, for its downloads.
 aiohttp = pytest.importorskip("aiohttp")
 
+SCALARS = (
+    ["train/loss_nats", "train/bits_per_byte", "train/grad_norm", "val/loss_nats", "val/bits_per_byte"],
+    ["work/visible_TFLOP_per_s", "work/executed_TFLOP_per_s", "work/dense_equivalent_TFLOP_per_s", "speed/step_s"],
+    ["data/padding_percent", "data/align_percent", "data/wait_ms", "memory/resident_GiB", "grad_norm/local"],
+    ["loss_by_position/00000-00127_nats", "loss_by_position/00128-00255_nats", "needle/accuracy_percent"],
+)
+# As many as a page has room for, in four images and eight charts.
+PICTURED = [
+    "train/loss_nats", "val/loss_nats", "needle/gain_nats", "needle/gain", "loss_by_position/over_training",
+    "loss_by_position/difference_over_training", "model/patterns", "speed/tokens_per_s", "work/mfu_percent",
+    "data/tokens", "data/wait_percent", "grad_norm/full",
+]  # fmt: skip
 # All that a page shows, what its components keep to themselves included.
 TEXT = """
 (() => {
@@ -84,11 +96,19 @@ class Browser:
         """What a script gives; None while the page has no body yet."""
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
-    def visit(self, url: str, height: int = 1600) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=1500, height=height, deviceScaleFactor=1, mobile=False)
+    def visit(self, url: str) -> None:
+        self.call("Emulation.setDeviceMetricsOverride", width=1500, height=1520, deviceScaleFactor=1, mobile=False)
+        # Without the pane of settings there is room for three cards in a row.
+        closed = json.dumps({"timeSeriesSettingsPaneOpened": False})
+        self.call("Page.navigate", url=url)
+        self.value(f"localStorage.setItem('_tb_global_settings', JSON.stringify({closed}))")
         # TensorBoard would take a new fragment for a place on the page that it shows.
         self.call("Page.navigate", url="about:blank")
         self.call("Page.navigate", url=url)
+
+    def show(self, board: str, tags: list[str]) -> None:
+        """Visits the time series of some tags, up to a dozen."""
+        self.visit(f"{board}?tagFilter=^({'|'.join(tags)})$#timeseries")
 
     def wait_for(self, *words: str, images: int = 0) -> None:
         """Goes on once the page has all these words and so many images."""
@@ -166,19 +186,12 @@ def test_the_board_shows_it_all(tmp_path: Path) -> None:
         process(*server, "--host", "127.0.0.1", says=r"at (http://[^ ]+)") as board,
         browser(tmp_path / "profile") as page,
     ):
-        page.visit(f"{board}?tagFilter=^(loss_by_position|needle|model)#timeseries")
-        page.wait_for(
-            "loss_by_position/00000-00127_nats", "loss_by_position/00128-00255_nats", "loss_by_position/over_training",
-            "needle/gain_nats", "needle/accuracy_percent", "needle/gain", "model/patterns", images=3,
-        )  # fmt: skip
-        picture = page.picture()
-        for tags in (
-            ["train/loss_nats", "train/grad_norm", "val/loss_nats", "val/bits_per_byte"],
-            ["work/visible_TFLOP_per_s", "work/executed_TFLOP_per_s", "work/mfu_percent", "speed/tokens_per_s"],
-            ["data/padding_percent", "data/wait_percent", "data/tokens", "memory/resident_GiB", "grad_norm/local"],
-        ):
-            page.visit(f"{board}?tagFilter=^({'|'.join(tags)})$#timeseries")
+        for tags in SCALARS:
+            page.show(board, tags)
             page.wait_for(*tags)
+        page.show(board, PICTURED)
+        page.wait_for(*PICTURED, images=4)
+        picture = page.picture()
         page.visit(f"{board}#text&tagFilter=^(model|run)")
         page.wait_for("model/card", "schedule local, full", "run/versions", "run/configuration")
         page.visit(f"{board}#text&tagFilter=^samples")

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lg.monitor.chart import ORANGE, Axis, Cells, Line, heat_map, lines, ramp, round_ticks, stacked, tokens
+from lg.monitor.chart import ORANGE, Axis, Cells, Line, heat_map, lines, ramp, round_ticks, tokens
 
 X = Axis("steps", [(0, "0"), (100, "100")])
 
@@ -35,45 +35,40 @@ def test_ticks_are_written_with_the_decimals_they_need() -> None:
 def test_a_line_is_drawn_from_left_to_right_and_a_higher_value_higher_up() -> None:
     falling = np.asarray(lines([Line("falling", [(0, 3.0), (100, 1.0)], ORANGE)], X, "nats", "Loss"))
     inked = np.abs(falling.astype(int) - ORANGE).sum(2) < 60
-    columns = np.flatnonzero(inked[:, :360].any(0))
+    columns = np.flatnonzero(inked[:, :270].any(0))
     first, last = (np.flatnonzero(inked[:, column]).mean() for column in (columns[0], columns[-1]))
-    assert columns[0] < 70 and first < last - 100
+    assert columns[0] < 60 and first < last - 80
 
 
 @pytest.mark.parametrize("points", [[(0, 1.0)], [(0, 2.0), (100, 2.0)]])
 def test_a_point_and_a_level_line_can_be_drawn(points: list[tuple[float, float]]) -> None:
-    assert lines([Line("one", points)], Axis("steps", []), "nats", "Loss").size[0] == 460
+    assert lines([Line("one", points)], Axis("steps", []), "nats", "Loss").size == (336, 215)
 
 
 def test_many_names_keep_inside_the_picture() -> None:
     drawn = [Line(f"line {n}", [(0, 1.0), (100, 1.0)], ramp(n, 8)) for n in range(8)]
     image = np.asarray(lines(drawn, X, "nats", "Loss"))
-    assert (image[-26:, 400:] == 255).all(), "nothing is written below the axis at the right"
+    assert (image[-20:, 300:] >= 250).all(), "nothing is written below the axis at the right"
 
 
 def test_a_cell_is_the_darker_the_larger_its_number() -> None:
     values = [0.0, 0.5, 1.0, 2.3, 9.0]
     cells = Cells(["row"], [str(n) for n in range(5)], [values])
     image = np.asarray(heat_map(cells, ("x", "y"), "nats", 2.3, "Needle").convert("L")).astype(int)
-    row = image[74, :]  # below a cell's upper edge, above its number
-    left = 40 + 24
-    shades = [row[left + 66 * n + 20] for n in range(5)]
+    row = image[49, :]  # below a cell's upper edge, above its number
+    left = 24 + 22
+    shades = [row[left + 44 * n + 10] for n in range(5)]
     assert shades[0] > shades[1] > shades[2] > shades[3] == shades[4]
 
 
 def test_a_missing_number_and_a_negative_one_are_blank() -> None:
     cells = Cells(["a", "b"], ["1"], [[None], [-3.0]])
-    assert heat_map(cells, ("x", "y"), "nats", 2.3, "Needle").size[1] > 100
+    assert heat_map(cells, ("x", "y"), "nats", 2.3, "Needle").size[1] > 80
 
 
 def test_the_last_of_several_lines_stands_out() -> None:
     assert [ramp(n, 3) == ORANGE for n in range(3)] == [False, False, True]
     assert ramp(0, 1) == ORANGE
-
-
-def test_pictures_stand_below_each_other() -> None:
-    one = lines([Line("a", [(0, 1.0)])], X, "nats", "Loss")
-    assert stacked([one, one]).size == (one.width, 2 * one.height)
 
 
 def test_tokens_are_told_in_short() -> None:

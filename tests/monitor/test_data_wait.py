@@ -36,7 +36,7 @@ def test_waiting_is_what_the_loader_takes(tmp_path: Path) -> None:
     wait_ms, percent = run.values("data/wait_ms"), run.values("data/wait_percent")
     for step in (4, 8):
         # Two batches a step.
-        assert 100 <= wait_ms[step] < 200
+        assert 100 <= wait_ms[step] < 500
         assert 0 < percent[step] < 100
     assert sum(wait_ms.values()) > 100
 

@@ -75,6 +75,18 @@ def test_it_looks_every_so_many_steps_and_logs_at_once(tmp_path: Path) -> None:
     assert [event.step for event in logged(run).Images("needle/gain")] == [2, 5]
 
 
+@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+def test_it_looks_in_the_precision_of_the_trainer(precision: Any, tmp_path: Path) -> None:
+    gains = []
+    for kind in ("32-true", precision):
+        module = model()
+        module.configure_model()
+        run = trainer(tmp_path, [Needle(**GRID)], precision=kind)
+        (result,) = run.validate(module, data(), verbose=False)
+        gains.append(result["needle/gain_nats"])
+    assert gains[0] != gains[1] == pytest.approx(gains[0], abs=0.02)
+
+
 def test_validation_alone_tells_it_too(tmp_path: Path) -> None:
     (result,) = trainer(tmp_path, [Needle(**GRID)]).validate(model(), data(), verbose=False)
     assert result["needle/gain_nats"] == pytest.approx(0, abs=0.1)
@@ -149,6 +161,7 @@ def test_a_prefix_is_none_in_prompts(tmp_path: Path) -> None:
         ({"lengths": (0,)}, r"Needle\.lengths: \(0,\)"),
         ({"depths": (1.5,)}, r"Needle\.depths: \(1\.5,\)"),
         ({"samples": 0}, r"Needle\.samples: 0"),
+        ({"max_tokens": 0}, r"Needle\.max_tokens: 0"),
         ({"every": 0}, r"Needle\.every: 0"),
         ({"lengths": (1000,), "max_tokens": 9999}, r"Needle\.max_tokens: 9999 is not allowed; .* take 10000"),
     ],

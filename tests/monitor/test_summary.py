@@ -42,7 +42,7 @@ def test_a_finished_run_is_summarised(tmp_path: Path, caplog: pytest.LogCaptureF
     assert rows["tokens"] == f"{events.Scalars('data/tokens')[-1].value:,.0f}"
     assert len(text.splitlines()) < 60
     shown = re.findall(r"!\[.+\]\((.+)\)", text)
-    assert len(shown) == 4
+    assert len(shown) == 5
     for name in shown:
         with Image.open(Path(str(run.log_dir), name)) as image:
             assert image.format == "PNG"
@@ -112,4 +112,4 @@ def test_a_long_curve_is_thinned_out_and_an_empty_one_left_out() -> None:
     assert loss_curve([], []) is None
     points = [(step, 3.0 - step / 1e5) for step in range(100_000)]
     curve = loss_curve(points, points[::1000])
-    assert curve is not None and curve.size == (460, 290)
+    assert curve is not None and curve.size == (336, 215)

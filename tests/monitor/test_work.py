@@ -83,7 +83,7 @@ def test_work_is_what_is_counted_by_hand(name: str, by_hand: Callable[[Any], int
 def test_utilisation_is_of_the_matmul_rate_that_stands_beside_it(run: Run) -> None:
     visible, matmul = run.values("work/visible_TFLOP_per_s"), run.values("work/matmul_TFLOP_per_s")
     utilisation = run.values("work/mfu_percent")
-    assert len(set(matmul.values())) == 1
+    assert len(set(matmul.values())) <= 2
     for step in (2, 4, 8, 10):
         assert utilisation[step] == pytest.approx(100 * visible[step] / matmul[step], rel=1e-5)
         assert 0 < utilisation[step] < 100
@@ -99,8 +99,8 @@ def test_the_matmul_rate_is_that_of_a_matrix_product() -> None:
         since = time.perf_counter()
         one @ one
         best = min(best, time.perf_counter() - since)
-    # Others use the same processor now and then.
-    assert rate.tflop_per_s * 1e12 == pytest.approx(2 * rate.size**3 / best, rel=0.7)
+    # Others use the same processor now and then, so only the order of magnitude is certain.
+    assert 0.1 < rate.tflop_per_s * 1e12 / (2 * rate.size**3 / best) < 2
     assert str(rate).endswith(f"TFLOP/s (float32, {rate.size} x {rate.size} matrices)")
 
 
@@ -108,8 +108,10 @@ def test_it_is_said_what_utilisation_is_of(tmp_path: Path, caplog: pytest.LogCap
     with caplog.at_level("INFO"):
         run = fitted(tmp_path, model(), [Work(every=1)], max_steps=2, precision="bf16-mixed")
     rate = run.values("work/matmul_TFLOP_per_s")[2]
-    (told,) = [message for message in caplog.messages if message.startswith("work/mfu_percent is of")]
-    assert f"{rate:.3g} TFLOP/s (bfloat16" in told
+    told = [message for message in caplog.messages if message.startswith("work/mfu_percent is of")]
+    # Twice, where training was faster than what was measured first.
+    assert 1 <= len(told) <= 2
+    assert any(f"{rate:.3g} TFLOP/s (bfloat16" in message for message in told)
 
 
 def test_rows_of_one_document_each(tmp_path: Path) -> None:

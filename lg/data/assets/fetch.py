@@ -1,6 +1,5 @@
 """Fetches assets into the cache folder: all that is asked for, or nothing, whoever else fetches at the same time."""
 
-import fcntl
 import hashlib
 import shutil
 import tempfile
@@ -9,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 from lg.data.assets.archive import Files, files_in
 from lg.data.assets.asset import SUMS, Asset, Damaged, folder_of, listed, read, sums
@@ -29,9 +30,7 @@ def fetching(progress: Progress) -> Iterator["Fetcher"]:
     shelf = folder_of("")
     with _writable():
         shelf.mkdir(parents=True, exist_ok=True)
-        lock = (shelf / ".lock").open("wb")
-    with lock:
-        _wait_for(lock.fileno(), progress)
+    with _alone(shelf, progress):
         for left in shelf.glob(".part-*"):  # of one that was killed
             shutil.rmtree(left, ignore_errors=True)
         with _writable():
@@ -120,12 +119,22 @@ def _came(asset: Asset, packages: dict[Package, Path]) -> str:
     return " and ".join(packages[package].name for package in asset.packages)
 
 
-def _wait_for(lock: int, progress: Progress) -> None:
+@contextmanager
+def _alone(shelf: Path, progress: Progress) -> Iterator[None]:
+    """Waits until no other process fetches. The lock goes with the process that holds it, however it ends."""
+    lock = FileLock(shelf / ".lock")
+    with _writable():
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            progress("waiting for another `lg data fetch` to end")
+            lock.acquire()
+        except NotImplementedError as error:  # older versions of filelock
+            raise OSError("its file system has no locks") from error
     try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        progress("waiting for another `lg data fetch` to end")
-        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        lock.release()
 
 
 @contextmanager

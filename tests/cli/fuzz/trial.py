@@ -1,0 +1,199 @@
+"""Tries one malformed input on the real command, in a process of its own, and judges how it ended."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+import traceback
+import zipfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import yaml
+
+from lg.cli import main
+
+PATIENCE = 60  # seconds, after which a case counts as hung
+LONGEST = 900  # characters of one clear message
+# Every message names where the user has to look.
+_PLACE = re.compile(
+    r"\b(model|data|trainer|ckpt_path|seed_everything|weights_only|return_predictions|logger|verbose|dataloaders"
+    r"|LG_CACHE|base|TextData)\b|--\w+"
+)
+# What is written aside, and must be gone again.
+_ASIDE = re.compile(r"\.part|\.tmp|^tmp|\.incomplete|^\..*\.ckpt")
+_UNPREPARED = 97  # exit code of a case that could not even be set up
+
+
+@dataclass(frozen=True)
+class Case:
+    """One input that is wrong, or perhaps not.
+
+    Attributes:
+        kind: what was tampered with.
+        name: what tells the case from the others of its kind.
+        prepare: writes it into the empty working directory, and returns the words after ``lg``; what else it does, such
+            as limits of the process, lasts for the command.
+        key: a word that a refusal must hold; "" if any key of the configuration will do.
+        must_fail: whether a run to the end would be wrong.
+    """
+
+    kind: str
+    name: str
+    prepare: Callable[[], list[str]]
+    key: str = ""
+    must_fail: bool = False
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a case ended.
+
+    Attributes:
+        verdict: "ran", "refused", or what is wrong.
+        seconds: that it took.
+        said: the end of stderr.
+    """
+
+    verdict: str
+    seconds: float
+    said: str
+
+    @property
+    def is_right(self) -> bool:
+        """Whether it ended as every case must."""
+        return self.verdict in ("ran", "refused")
+
+
+def attempt(case: Case, folder: Path) -> Outcome:
+    """Runs a case in a folder that is made for it, in a fork of this process.
+
+    The fork has every module already, and whatever it does to itself ends with it.
+    """
+    work = folder / "work"
+    work.mkdir(parents=True)
+    before = folder / "before"
+    began = time.monotonic()
+    pid = os.fork()
+    if pid == 0:
+        _child(case, work, before, folder / "stdout", folder / "stderr")
+    status = _wait(pid, began + PATIENCE)
+    seconds = time.monotonic() - began
+    said = (folder / "stderr").read_text(errors="replace")
+    if status is None:
+        return Outcome("hang", seconds, said[-3000:])
+    code = os.waitstatus_to_exitcode(status)
+    verdict = _verdict(case, code, said)
+    if verdict in ("ran", "refused"):
+        verdict = _left_behind(work, before) or verdict
+    return Outcome(verdict, seconds, said[-3000:])
+
+
+def _child(case: Case, work: Path, before: Path, stdout: Path, stderr: Path) -> None:
+    code = 98
+    try:
+        os.setsid()
+        for path, descriptor in ((stdout, 1), (stderr, 2)):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), descriptor)
+        os.chdir(work)
+        os.environ["LG_CACHE"] = str(work / "cache")
+        os.environ["HF_HOME"] = str(work / "hf")
+        # Without its line, a step's limit or another, a run that is right would be one of hours.
+        os.environ["LG_FIT__TRAINER__MAX_TIME"] = "00:00:00:08"
+        # What the log was given when it was set up in the parent goes to the same descriptors.
+        before.touch()
+        try:
+            words = case.prepare()
+            before.write_text("".join(f"{path}\0{mark}\n" for path, mark in _marks(work).items()))
+        except BaseException:
+            traceback.print_exc()
+            code = _UNPREPARED
+        else:
+            sys.argv = ["lg", *words]
+            code = main(words)
+    except SystemExit as stop:
+        code = stop.code if isinstance(stop.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
+        code = 1
+    finally:
+        # As an interpreter that ends: other threads may still have something to say.
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def _wait(pid: int, until: float) -> int | None:
+    while time.monotonic() < until:
+        ended, status = os.waitpid(pid, os.WNOHANG)
+        if ended:
+            return status
+        time.sleep(0.01)
+    os.killpg(pid, signal.SIGKILL)
+    os.waitpid(pid, 0)
+    return None
+
+
+def _verdict(case: Case, code: int, said: str) -> str:
+    if code == _UNPREPARED:
+        return "not prepared"
+    if "Traceback" in said or "Exception ignored" in said:
+        return "traceback"
+    if code == 0:
+        return "ran, though it cannot be right" if case.must_fail else "ran"
+    if code != 2:
+        return f"exit code {code}"
+    lines = [line for line in re.split(r"[\n\r]", said) if line.strip()]
+    told = [line for line in lines if re.search(r"lg \w+: ", line)]
+    if len(told) != 1 or lines[-1] != told[0]:
+        return "not one message"
+    message = told[0].partition(": ")[2]
+    if len(message) > LONGEST:
+        return "long message"
+    if case.key not in message or not _PLACE.search(message):
+        return f"names no key {case.key}"
+    return "refused"
+
+
+def _marks(work: Path) -> dict[str, str]:
+    """Every file with what changes when it is written to."""
+    marks = {}
+    for parent, _, names in os.walk(work):
+        for name in names:
+            path = Path(parent, name)
+            stat = path.lstat()
+            marks[str(path)] = f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
+    return marks
+
+
+def _left_behind(work: Path, before: Path) -> str:
+    """What was written by halves; "" if nothing was."""
+    known = dict(line.split("\0") for line in before.read_text(errors="surrogateescape").splitlines() if "\0" in line)
+    for path, mark in _marks(work).items():
+        if known.get(path) == mark:
+            continue
+        file = Path(path)
+        if any(_ASIDE.search(part) for part in file.relative_to(work).parts):
+            return f"left {file.relative_to(work)}"
+        if not _is_whole(file):
+            return f"half-written {file.relative_to(work)}"
+    return ""
+
+
+def _is_whole(file: Path) -> bool:
+    if file.suffix == ".ckpt":
+        try:
+            torch.load(file, map_location="cpu", weights_only=True)
+        except Exception:
+            return False
+        return zipfile.ZipFile(file).testzip() is None
+    if file.name == "config.yaml":
+        return isinstance(yaml.safe_load(file.read_text()), dict)
+    if file.suffix == ".bin":
+        return (file.parent / "meta.json").is_file()
+    return True
