@@ -2,13 +2,14 @@
 
     python benchmarks/balance.py
 
-Trains benchmarks/balance.yaml on two devices (processes, without a GPU) with `balance` and without it, by DDP, where
-ranks wait for each other once a step. The files of the standard library are packed whole: some rows are one document,
-others are many, and attention over them costs accordingly.
+Trains benchmarks/balance.yaml on two devices (processes, without a GPU) with `balance` and without it: by DDP, where
+ranks wait for each other once a step, and where they wait in every micro-step. The files of the standard library are
+packed whole: some rows are one document, others are many, and attention over them costs accordingly.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import statistics
@@ -23,23 +24,25 @@ import torch
 from report import parser, processor, scalars, write
 
 HERE = Path(__file__).parent
-WARM_UP = 3
+WARM_UP = 2
 
 
-def run(balance: bool, options: list[str]) -> dict[str, Any]:
+def run(wait: str, strategy: str, balance: bool, options: list[str]) -> dict[str, Any]:
     """One `lg fit` on two ranks."""
     with tempfile.TemporaryDirectory() as logs:
         command = [
             sys.executable, "-m", "lg", "fit", "--config", str(HERE / "balance.yaml"),
             f"--data.source.path={sysconfig.get_path('stdlib')}", f"--data.balance={str(balance).lower()}",
-            f"--trainer.logger.save_dir={logs}", *options,
+            f"--trainer.logger.save_dir={logs}", f"--trainer.strategy.class_path={strategy}", *options,
         ]  # fmt: skip
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        environment = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"}
+        done = subprocess.run(command, capture_output=True, text=True, check=False, env=environment)
         if done.returncode:
-            return {"balance": balance, "error": (done.stderr or done.stdout)[-2000:]}
+            return {"ranks wait": wait, "balance": balance, "error": (done.stderr or done.stdout)[-2000:]}
         board = scalars(Path(logs))
     steps = [value for step, value in board["speed/step_s"] if step >= WARM_UP]
     return {
+        "ranks wait": wait,
         "balance": balance,
         "options": options,
         "step_s": round(statistics.mean(steps), 4),
@@ -50,7 +53,11 @@ def run(balance: bool, options: list[str]) -> dict[str, Any]:
 
 def main() -> None:
     """Runs the cases in turns and writes the file."""
-    args = parser(__doc__).parse_args()
+    waits = {"in every micro-step": "every_micro_step.EveryMicroStep", "once a step": "DDPStrategy"}
+    made = parser(__doc__)
+    made.add_argument("--waits", nargs="*", choices=list(waits), default=list(waits), help="only these")
+    args = made.parse_args()
+    os.environ["OMP_NUM_THREADS"] = "1"
     cuda = torch.cuda.is_available()
     # On a CPU, what fits: the same rows' costs, of a smaller model.
     shape = [] if cuda else [
@@ -58,8 +65,8 @@ def main() -> None:
         "--trainer.accelerator=cpu", "--model.compile=false",
     ]  # fmt: skip
     rows = []
-    for balance in (False, True, False, True):
-        rows.append(run(balance, shape))
+    for wait, balance in itertools.product(args.waits, (False, True)):
+        rows.append(run(wait, waits[wait], balance, shape))
         print(json.dumps(rows[-1]), flush=True)
     device = torch.cuda.get_device_name() if cuda else processor()
     write(

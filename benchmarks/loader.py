@@ -71,10 +71,12 @@ def trained() -> dict[str, Any] | None:
         if done.returncode:
             return {"case": "training", "error": (done.stderr or done.stdout)[-2000:]}
         board = scalars(Path(logs))
-    steady = {tag: statistics.median(value for step, value in points if step >= WARM_UP) for tag, points in board.items()}
-    return {"case": "training, 135M hybrid"} | {
-        tag: round(value, 3) for tag, value in steady.items() if tag.split("/")[0] in ("speed", "work", "memory", "data")
+    figures = {
+        tag: round(statistics.median(value for step, value in points if step >= WARM_UP), 3)
+        for tag, points in board.items()
+        if tag.split("/")[0] in ("speed", "work", "memory", "data")
     }
+    return {"case": "training, 135M hybrid", **figures}
 
 
 def main() -> None:

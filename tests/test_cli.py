@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lg import __version__
-from lg.cli import COMMANDS, _raised_in_lg, main
+from lg.cli import COMMANDS, main, raised_in_lg
 
 HEAVY = ("torch", "lightning", "jsonargparse", "yaml")
 
@@ -191,7 +191,7 @@ def test_the_traceback_is_there_for_the_asking(
 def test_only_what_lg_raises_is_the_users_fault(statement: str, ours: bool) -> None:
     with pytest.raises((ValueError, RuntimeError)) as caught:
         exec(statement, {"__name__": "lg.models.hybrid"})
-    assert _raised_in_lg(caught.value.__traceback__) is ours
+    assert raised_in_lg(caught.value.__traceback__) is ours
     with pytest.raises((ValueError, RuntimeError)) as caught:
         exec(statement, {"__name__": "elsewhere"})
-    assert not _raised_in_lg(caught.value.__traceback__)
+    assert not raised_in_lg(caught.value.__traceback__)

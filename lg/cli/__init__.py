@@ -29,6 +29,8 @@ COMMANDS = {
 # Commands that need no Trainer: each has a module with a `run` of its own.
 _MODULES = {"cost": "lg.cli.cost", "patterns": "lg.cli.patterns", "data": "lg.cli.data"}
 
+_SHOWN = 400  # characters of the beginning and of the end of a message
+
 HELP = f"""usage: lg COMMAND [--config FILE ...] [--key=value ...]
 
 Trains hybrid decoders: language models whose layers see different parts of a long context.
@@ -115,14 +117,20 @@ def _run(args: list[str]) -> int:
             raise
         if os.environ.get("LG_TRACEBACK") == "1":
             traceback.print_exc()
-        print(f"lg {args[0]}: {error}", file=sys.stderr)
+        print(f"lg {args[0]}: {_shown(error)}", file=sys.stderr)
         return 2
     return 0
 
 
+def _shown(error: Exception) -> str:
+    """What an error says, without the middle of a value that fills pages."""
+    said = str(error)
+    return said if len(said) <= 2 * _SHOWN else f"{said[:_SHOWN]} ... {said[-_SHOWN:]}"
+
+
 def _is_told(error: Exception) -> bool:
     """Whether an error speaks to the user."""
-    if isinstance(error, (ValueError, ImportError)) and _raised_in_lg(error.__traceback__):
+    if isinstance(error, (ValueError, ImportError)) and raised_in_lg(error.__traceback__):
         return True
     # Not every command needs Lightning.
     from lightning.fabric.utilities.exceptions import MisconfigurationException
@@ -132,7 +140,7 @@ def _is_told(error: Exception) -> bool:
     return isinstance(error, (Refused, MisconfigurationException))
 
 
-def _raised_in_lg(trace: TracebackType | None) -> bool:
+def raised_in_lg(trace: TracebackType | None) -> bool:
     """Whether lg's own code raised it: then it speaks to the user. What torch raises is a fault of lg's."""
     if trace is None:
         return False

@@ -4,11 +4,16 @@ from __future__ import annotations
 
 import argparse
 import logging
+import os
+import re
 import shlex
 import shutil
 import sys
+import threading
+import traceback
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -23,11 +28,13 @@ from lightning.pytorch.utilities import rank_zero_info
 import lg.attention.schedule
 import lg.data
 import lg.monitor  # noqa: F401
-from lg.cli import COMMANDS
+from lg.cli import COMMANDS, raised_in_lg
 from lg.cli.complaint import explain
 from lg.cli.configuration import Config, as_argument, gather
-from lg.cli.given import fill_names, overlay
+from lg.cli.given import class_path, fill_names, locate, overlay
 from lg.cli.last import checkpoint_folder, go_on_in, newest_checkpoint
+from lg.cli.nulls import misplaced_null
+from lg.cli.saved_config import SavedConfig
 from lg.models.hybrid import HybridLM
 
 # Lightning advertises other packages of its makers among a run's messages.
@@ -50,6 +57,21 @@ ROOTS: Mapping[str, type] = {"model": HybridLM, "data": LightningDataModule, "tr
 PARSER_OPTIONS: Mapping[str, bool] = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
 
 
+def _report_thread(args: threading.ExceptHookArgs) -> None:
+    # TensorBoard's thread hands what stopped it to whoever logs next, so that it would be told twice.
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)
+
+
+threading.excepthook = _report_thread
+
+# How torch and numpy say that memory cannot hold something.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|Unable to allocate|Storage size calculation overflowed"
+    r"|array is too big|Maximum allowed dimension exceeded|Overflow when unpacking long|int too (big|large) to convert"
+)
+
+
 class Refused(ValueError):
     """What the user gave cannot be run; the message names key, value, and what is allowed."""
 
@@ -66,12 +88,68 @@ def refusals_told(given: Config) -> Iterator[None]:
     """
     try:
         yield
-    except (ValueError, ImportError, OSError, MisconfigurationException) as error:
+    except Exception as error:  # a constructor may stumble over a value instead of refusing it
         # The parser wraps what a constructor raises in its report on the union it stands in.
         told: BaseException = error
         while told.__cause__ and str(told).lstrip().startswith(("Does not validate", "Parser key", "Problem with")):
             told = told.__cause__
-        raise Refused(fill_names(str(told), given)) from error
+        raise Refused(fill_names(with_key(told, given), given)) from error
+
+
+@contextmanager
+def troubles_told(given: Config) -> Iterator[None]:
+    """Around a run: what the machine has no room for, and what is refused only now, is told with its key.
+
+    Args:
+        given: what the user wrote, as one tree.
+
+    Raises:
+        Refused: in place of the error.
+    """
+    try:
+        yield
+    except OSError as error:
+        what = f"{os.fsdecode(error.filename)!r}: " if error.filename else ""
+        raise Refused(
+            f"trainer: a file of the run cannot be read or written: {what}{error.strerror or error}; a folder on a "
+            "disk with room is needed (trainer.logger.init_args.save_dir, trainer.default_root_dir)"
+        ) from error
+    except (MemoryError, RuntimeError, ValueError, TypeError) as error:
+        said = " ".join(str(error).split())
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(said):
+            raise Refused(
+                f"data.init_args.row_length, data.init_args.batch_size, model.init_args.decoder: memory cannot hold "
+                f"what they ask for ({said[:200] or 'no more'}); smaller numbers are needed"
+            ) from error
+        if isinstance(error, ValueError) and raised_in_lg(error.__traceback__):
+            raise Refused(with_key(error, given)) from error
+        raise
+    except MisconfigurationException as error:
+        raise Refused(with_key(error, given)) from error
+
+
+def with_key(error: BaseException, given: Config) -> str:
+    """What an error says, after the key of the class whose constructor raised it, unless it names a key itself."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if re.search(rf"\b({'|'.join(ROOTS)})\.|^ckpt_path", said):
+        return said
+    if not isinstance(error, (ValueError, ImportError, OSError, MisconfigurationException)):
+        said = f"{type(error).__name__}: {said}"
+    built = [
+        type(frame.f_locals["self"]).__name__
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
+    ]
+    # As in "Window.__init__() got ..." or "Window(window=0): ...".
+    for name in [*re.findall(r"(\w+)\.__init__\(\)", said), *re.findall(r"^(\w+)\(", said), *reversed(built)]:
+        place, found = locate(given, (), partial(_is_of, name))
+        if found is not None:
+            return f"{'.'.join(place)}: {said}"
+    return f"trainer: {said}"
+
+
+def _is_of(name: str, value: object) -> bool:
+    return class_path(value).rpartition(".")[2] == name
 
 
 def run(args: list[str]) -> None:
@@ -88,8 +166,7 @@ def run(args: list[str]) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            # A run that goes on does so in its own folder.
-            save_config_kwargs={"overwrite": True},
+            save_config_callback=SavedConfig,
             seed_everything_default=0,
             parser_kwargs={
                 "prog": "lg",
@@ -118,11 +195,16 @@ class Command(LightningCLI):
         self.given = overlay(files, options)
         if files:
             options = ["--config", as_argument(files), *options]
+        for section in ROOTS:
+            if section != "model" and isinstance(self.given.get(section), (int, float, list)):
+                raise Refused(f"{section}: {self.given[section]!r} is not allowed; it must map keys to values")
         try:
             self.config = parser.parse_args([command, *options])
         except argparse.ArgumentError as error:
             raise Refused(explain(error.message, self.given, ROOTS)) from error
         config = self.config[command]
+        if place := misplaced_null(config, ROOTS):
+            raise Refused(f"{'.'.join(place)}: null is not allowed; it needs a value, or must be left out")
         checkpoint = config.get("ckpt_path")
         if checkpoint == "last":
             config["ckpt_path"] = self._last(command, config["trainer"])
@@ -146,6 +228,10 @@ class Command(LightningCLI):
         """Builds data, model and trainer; what a constructor refuses is the user's to change."""
         with refusals_told(self.given):
             super().instantiate_classes()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        with troubles_told(self.given):
+            super()._run_subcommand(subcommand)
 
     def before_fit(self) -> None:
         """Drops from the board what an interrupted run logged after the checkpoint: it is logged again."""

@@ -29,11 +29,11 @@ _MISSING = re.compile(r"the following arguments are required: (.+)")
 _TYPE = re.compile(r"Expected (?:an? )?(.+)")
 _VALUE = re.compile(r"(?:(.*)\. Got|Given) value: (.*)")
 # What a union's report says besides the failures.
-_NOISE = re.compile(
+_HEADINGS = re.compile(
     r"Does not validate against|Subtypes:|Errors:|Given value type:|Subclass types expect"
     r"|a class path \(str\)|a dict with|Expected a path but|Expected a <class 'NoneType'>"
-    r"|Not a valid subclass of \w+$"
 )
+_NOISE = re.compile(rf"{_HEADINGS.pattern}|Not a valid subclass of \w+$")
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,8 @@ def explain(text: str, given: Config, roots: Mapping[str, type]) -> str:
         given: what the user wrote, as one tree.
         roots: the class behind each top-level key, whose signature says what is allowed below it.
     """
-    failures = _failures(text)
+    # What has no shape of a class at all fails in no other way than that.
+    failures = _failures(text, _NOISE) or _failures(text, _HEADINGS)
     if not failures:
         return " ".join(text.split())
     depth = max(len(failure.trail) for failure in failures)
@@ -90,8 +91,8 @@ def explain(text: str, given: Config, roots: Mapping[str, type]) -> str:
     return f"{_dotted(first.trail)}: {first.text}" if first.trail else first.text
 
 
-def _failures(text: str) -> list[Failure]:
-    """The leaves of the report; what stands above a leaf is told by indentation."""
+def _failures(text: str, noise: re.Pattern[str]) -> list[Failure]:
+    """The leaves of the report that are no noise; what stands above a leaf is told by indentation."""
     failures: list[tuple[int, Failure]] = []
     above: list[tuple[int, Place, tuple[str, ...]]] = []
     for line in text.splitlines():
@@ -99,7 +100,7 @@ def _failures(text: str) -> list[Failure]:
         indent = len(line) - len(content)
         if content.startswith("- "):
             content, indent = content[2:], indent + 2
-        if not content or _NOISE.match(content):
+        if not content or noise.match(content):
             continue
         value = None
         if match := _VALUE.fullmatch(content):

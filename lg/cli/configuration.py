@@ -9,11 +9,11 @@ from __future__ import annotations
 
 import json
 import os.path
-import re
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import get_loader
 
 Config = dict[str, Any]
@@ -60,10 +60,10 @@ def load(path: Path, above: tuple[Path, ...] = ()) -> Config:
         ValueError: as ``gather`` does.
     """
     chain = (*above, path)
+    own = _read(path, above)
     if path.resolve() in [file.resolve() for file in above]:
         circle = " -> ".join(map(str, chain))
         raise ValueError(f"base: {circle} runs in a circle; a chain of bases must end")
-    own = _read(path, above)
     base = own.pop("base", None)
     if base is None:
         return own
@@ -92,21 +92,21 @@ def merge(under: Config, over: Config) -> Config:
     return merged
 
 
-def check(content: Config, what: str) -> None:
-    """Refuses what is too large or too deep to be meant, as anchors can make it that name one another.
+def check_size(content: Any, what: str) -> None:
+    """Refuses what is too large to be meant: integers of more than 64 bits, and trees that anchors make endless.
 
     Args:
-        content: keys and values.
-        what: names them in a complaint.
+        content: what YAML was read as.
+        what: names it in a complaint.
 
     Raises:
-        ValueError: it is so, or a key is no text.
+        ValueError: it is so.
     """
-    for key in content:
-        if not re.fullmatch(r"[^\s.]+(\.[^\s.]+)*", str(key)):
-            raise ValueError(f"{what} has the key {str(key)!r}; a key is a word, such as model, data or trainer")
     if _num_values(content, 0) > _MOST:
-        raise ValueError(f"{what} holds more than {_MOST} values or {_DEEPEST} levels, counted with anchors followed")
+        raise ValueError(f"{what} holds more than {_MOST} values or {_DEEPEST} levels, anchors followed")
+    for place, bits in _wide_integers(content):
+        key = ".".join(place) or what
+        raise ValueError(f"{key}: an integer of {bits} bits is not allowed; it must be from -2**63 to 2**63 - 1")
 
 
 def as_argument(config: Config) -> str:
@@ -121,7 +121,9 @@ def _same_class(under: Config, over: Config) -> bool:
 def _read(path: Path, above: tuple[Path, ...]) -> Config:
     key = f"base (in {above[-1]})" if above else "--config"
     if not os.path.isfile(path):
-        near = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml")))
+        near = ""
+        with suppress(OSError, ValueError):  # a path that no folder can have
+            near = ", ".join(sorted(file.name for file in path.parent.glob("*.yaml")))
         raise ValueError(f"{key}: {str(path)!r} is not a file; {path.parent} has {near or 'no YAML file'}")
     try:
         content = get_loader("yaml")(path.read_text(encoding="utf-8"))
@@ -134,8 +136,17 @@ def _read(path: Path, above: tuple[Path, ...]) -> Config:
         return {}
     if not isinstance(content, dict):
         raise ValueError(f"{key}: {str(path)!r} must map keys to values, not be {content!r:.60}")
-    check(content, f"{key}: {str(path)!r}")
+    check_size(content, f"{key}: {str(path)!r}")
     return content
+
+
+def _wide_integers(node: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
+    """The keys that lead to integers of more than 64 bits, their sign counted, and their bits."""
+    if isinstance(node, int) and not -(2**63) <= node < 2**63:
+        yield place, node.bit_length() + 1
+    items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
+    for key, child in items:
+        yield from _wide_integers(child, (*place, str(key)))
 
 
 def _num_values(node: Any, depth: int) -> int:

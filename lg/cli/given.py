@@ -11,22 +11,27 @@ from collections.abc import Callable, Iterator
 from itertools import zip_longest
 from typing import Any
 
-import yaml
 from jsonargparse import get_loader
 
-from lg.cli.configuration import Config
+from lg.cli.configuration import Config, check_size
 
 Place = tuple[str, ...]
 """The keys from the root of the YAML down to a value; an item of a list counts as its number."""
 
 
 def overlay(config: Config, options: list[str]) -> Config:
-    """A copy of ``config`` with ``--key=value`` and ``--key value`` put in their places."""
+    """A copy of ``config`` with ``--key=value`` and ``--key value`` put in their places.
+
+    Raises:
+        ValueError: a value is too large or too deep to be meant.
+    """
     given: Config = _copy(config)
     words = [piece for word in options for piece in _split(word)]
     for flag, value in zip_longest(words, words[1:], fillvalue="--"):
         if flag.startswith("--") and not value.startswith("--"):
-            _put(given, flag[2:].split("."), _read(value))
+            content = _read(value)
+            check_size(content, flag)
+            _put(given, flag[2:].split("."), content)
     return given
 
 
@@ -92,7 +97,7 @@ def _split(word: str) -> list[str]:
 def _read(text: str) -> Any:
     try:
         return get_loader("yaml")(text)
-    except yaml.YAMLError:
+    except Exception:  # the parser will say what it makes of it; PyYAML raises whatever Python does
         return text
 
 

@@ -99,6 +99,10 @@ class HybridLM(pl.LightningModule):
             )
         if not learning_rate > 0:
             raise ValueError(f"model.init_args.learning_rate: {learning_rate} is not allowed; it must be above 0")
+        if not weight_decay >= 0:
+            raise ValueError(f"model.init_args.weight_decay: {weight_decay} is not allowed; it must be at least 0")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"model.init_args.betas: {betas} is not allowed; both must be at least 0 and below 1")
         self.decoder_config = preset_config(preset, **(decoder or {}))
         self.patterns: Mapping[str, Pattern | MixerSpec] = patterns
         self._check_patterns()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import statistics
 import time
 import uuid
@@ -15,6 +16,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from PIL.Image import Image
 
 from lg.attention.schedule import written
+from lg.data import data_axis
 from lg.models.hybrid import HybridLM
 from lg.monitor.board import board
 from lg.monitor.chart import BLUE, ORANGE, Axis, Line, lines, round_ticks
@@ -116,7 +118,7 @@ class _Figure:
 _FIGURES = (
     _Figure("held-out bits per byte", "val/bits_per_byte", "{:.4f} at the end", _last),
     _Figure("counting bytes, for comparison", "val/count_model_bits_per_byte", "{:.4f} bits per byte", _last),
-    _Figure("needle, gain", "needle/gain_nats", "{:.3f} nats a token", _last),
+    _Figure("needle, gain", "needle/gain_nats", "{:.4f} nats a token", _last),
     _Figure("needle, accuracy", "needle/accuracy_percent", "{:.0f}% of the answers' tokens", _last),
     _Figure("tokens", "data/tokens", "{:,.0f}", _last),
     _Figure("speed", "speed/tokens_per_s", "{:,.0f} tokens/s (median)", _median),
@@ -155,16 +157,12 @@ def _what_ran(trainer: pl.Trainer, module: pl.LightningModule) -> list[tuple[str
     rows.append(("parameters", f"{sum(p.numel() for p in module.parameters()):,}"))
     data = text_data(trainer)
     if data is not None:
-        tokens = data.row_length * data.batch_size
         kinds = ", ".join(type(part).__name__ for part in (data.tokenizer, data.packing))
         rows.append(("data", f"{data.source}, {kinds}"))
-        rows.append(
-            (
-                "batch",
-                f"{data.batch_size} x {data.row_length:,} = {tokens:,} tokens, {trainer.accumulate_grad_batches} a "
-                f"step and rank, {trainer.world_size} ranks",
-            )
-        )
+        num_shards, _ = data_axis(trainer)
+        sizes = data.batch_size, data.row_length, trainer.accumulate_grad_batches, num_shards
+        told = "{} rows of {:,} tokens, {} micro-batches, {} data ranks".format(*sizes)
+        rows.append(("step", f"{told}: {math.prod(sizes):,} tokens"))
     found = versions(module.device)
     rows.append(("device", f"{found['device']}, {trainer.precision}"))
     rows.append(("versions", ", ".join(f"{name} {found[name]}" for name in ("lg", "python", "torch", "lightning"))))

@@ -97,7 +97,7 @@ class Browser:
         return self.call("Runtime.evaluate", expression=script, returnByValue=True)["result"].get("value")
 
     def visit(self, url: str) -> None:
-        self.call("Emulation.setDeviceMetricsOverride", width=1500, height=1520, deviceScaleFactor=1, mobile=False)
+        self.call("Emulation.setDeviceMetricsOverride", width=1500, height=1720, deviceScaleFactor=1, mobile=False)
         # Without the pane of settings there is room for three cards in a row.
         closed = json.dumps({"timeSeriesSettingsPaneOpened": False})
         self.call("Page.navigate", url=url)

@@ -34,11 +34,12 @@ def test_a_finished_run_is_summarised(tmp_path: Path, caplog: pytest.LogCaptureF
     rows = told(text)
     assert rows["run"].startswith("finished after 4 steps")
     assert rows["schedule"] == "local, full"
+    assert rows["step"] == "1 rows of 256 tokens, 1 micro-batches, 1 data ranks: 256 tokens"
     assert rows["parameters"] == f"{sum(p.numel() for p in module.parameters()):,}"
     losses = [event.value for event in events.Scalars("val/loss_nats")]
     after = 2 * (1 + losses.index(min(losses)))
     assert rows["held-out loss"] == f"{losses[-1]:.4f} nats at the end; least {min(losses):.4f} after {after} steps"
-    assert rows["needle, gain"] == f"{events.Scalars('needle/gain_nats')[-1].value:.3f} nats a token"
+    assert rows["needle, gain"] == f"{events.Scalars('needle/gain_nats')[-1].value:.4f} nats a token"
     assert rows["tokens"] == f"{events.Scalars('data/tokens')[-1].value:,.0f}"
     assert len(text.splitlines()) < 60
     shown = re.findall(r"!\[.+\]\((.+)\)", text)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import copy
+import os
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+from lg.cli import main
 
 Config = dict[str, Any]
 
@@ -89,3 +92,17 @@ def fit(content: Config | str | bytes, *words: str) -> list[str]:
         content = content.encode()
     Path("c.yaml").write_bytes(content)
     return ["fit", "--config=c.yaml", *words]
+
+
+def train(content: Config, *words: str) -> None:
+    """Trains it to the end in a fork, so that a cache and checkpoints are there."""
+    given = fit(content, *words)
+    pid = os.fork()
+    if pid == 0:
+        code = 1
+        try:
+            code = main(given)
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(pid, 0)
+    assert status == 0, "the right configuration does not train"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import signal
@@ -23,7 +24,7 @@ LONGEST = 900  # characters of one clear message
 # Every message names where the user has to look.
 _PLACE = re.compile(
     r"\b(model|data|trainer|ckpt_path|seed_everything|weights_only|return_predictions|logger|verbose|dataloaders"
-    r"|LG_CACHE|base|TextData)\b|--\w+"
+    r"|LG_CACHE|base|TextData|[Cc]onfig|keys?|arguments)\b|--\w+"
 )
 # What is written aside, and must be gone again.
 _ASIDE = re.compile(r"\.part|\.tmp|^tmp|\.incomplete|^\..*\.ckpt")
@@ -39,14 +40,14 @@ class Case:
         name: what tells the case from the others of its kind.
         prepare: writes it into the empty working directory, and returns the words after ``lg``; what else it does, such
             as limits of the process, lasts for the command.
-        key: a word that a refusal must hold; "" if any key of the configuration will do.
+        keys: words of which a refusal must hold one; none if any key of the configuration will do.
         must_fail: whether a run to the end would be wrong.
     """
 
     kind: str
     name: str
     prepare: Callable[[], list[str]]
-    key: str = ""
+    keys: tuple[str, ...] = ()
     must_fail: bool = False
 
 
@@ -75,41 +76,38 @@ def attempt(case: Case, folder: Path) -> Outcome:
 
     The fork has every module already, and whatever it does to itself ends with it.
     """
-    work = folder / "work"
-    work.mkdir(parents=True)
-    before = folder / "before"
+    folder.mkdir()
     began = time.monotonic()
+    # Pipes: where files may not grow, what is said still comes through.
+    before, into_before = os.pipe()
+    stderr, into_stderr = os.pipe()
     pid = os.fork()
     if pid == 0:
-        _child(case, work, before, folder / "stdout", folder / "stderr")
-    status = _wait(pid, began + PATIENCE)
-    seconds = time.monotonic() - began
-    said = (folder / "stderr").read_text(errors="replace")
-    if status is None:
-        return Outcome("hang", seconds, said[-3000:])
-    code = os.waitstatus_to_exitcode(status)
-    verdict = _verdict(case, code, said)
+        _child(case, folder, into_before, into_stderr)
+    os.close(into_before)
+    os.close(into_stderr)
+    status, known, said = _wait(pid, (before, stderr), began + PATIENCE)
+    verdict = "hang" if status is None else _verdict(case, os.waitstatus_to_exitcode(status), said)
     if verdict in ("ran", "refused"):
-        verdict = _left_behind(work, before) or verdict
-    return Outcome(verdict, seconds, said[-3000:])
+        verdict = _left_behind(folder, dict(line.split("\0") for line in known.split("\0\0") if line)) or verdict
+    return Outcome(verdict, time.monotonic() - began, said[-3000:])
 
 
-def _child(case: Case, work: Path, before: Path, stdout: Path, stderr: Path) -> None:
+def _child(case: Case, folder: Path, before: int, stderr: int) -> None:
     code = 98
     try:
         os.setsid()
-        for path, descriptor in ((stdout, 1), (stderr, 2)):
-            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT, 0o644), descriptor)
-        os.chdir(work)
-        os.environ["LG_CACHE"] = str(work / "cache")
-        os.environ["HF_HOME"] = str(work / "hf")
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        os.dup2(stderr, 2)
+        os.chdir(folder)
+        os.environ["LG_CACHE"] = str(folder / "cache")
+        os.environ["HF_HOME"] = str(folder / "hf")
         # Without its line, a step's limit or another, a run that is right would be one of hours.
         os.environ["LG_FIT__TRAINER__MAX_TIME"] = "00:00:00:08"
-        # What the log was given when it was set up in the parent goes to the same descriptors.
-        before.touch()
         try:
             words = case.prepare()
-            before.write_text("".join(f"{path}\0{mark}\n" for path, mark in _marks(work).items()))
+            marks = "".join(f"{path}\0{mark}\0\0" for path, mark in _marks(folder).items())
+            os.write(before, marks.encode(errors="replace"))
         except BaseException:
             traceback.print_exc()
             code = _UNPREPARED
@@ -128,15 +126,26 @@ def _child(case: Case, work: Path, before: Path, stdout: Path, stderr: Path) -> 
         os._exit(code)
 
 
-def _wait(pid: int, until: float) -> int | None:
-    while time.monotonic() < until:
+def _wait(pid: int, pipes: tuple[int, int], until: float) -> tuple[int | None, str, str]:
+    """The process's status, None if it had to be killed; and what came through the pipes, which are closed."""
+    heard = [bytearray() for _ in pipes]
+    ended, status = 0, None
+    while not ended:
+        if time.monotonic() > until:
+            os.killpg(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            break
         ended, status = os.waitpid(pid, os.WNOHANG)
-        if ended:
-            return status
+        for pipe, text in zip(pipes, heard, strict=True):
+            os.set_blocking(pipe, False)
+            with contextlib.suppress(BlockingIOError):
+                while piece := os.read(pipe, 1 << 16):
+                    text += piece
         time.sleep(0.01)
-    os.killpg(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
-    return None
+    for pipe in pipes:
+        os.close(pipe)
+    known, said = (bytes(text).decode(errors="replace") for text in heard)
+    return status if ended else None, known, said
 
 
 def _verdict(case: Case, code: int, said: str) -> str:
@@ -155,8 +164,8 @@ def _verdict(case: Case, code: int, said: str) -> str:
     message = told[0].partition(": ")[2]
     if len(message) > LONGEST:
         return "long message"
-    if case.key not in message or not _PLACE.search(message):
-        return f"names no key {case.key}"
+    if not _PLACE.search(message) or not any(key in message for key in case.keys or ("",)):
+        return f"names no key {' or '.join(case.keys)}"
     return "refused"
 
 
@@ -167,17 +176,17 @@ def _marks(work: Path) -> dict[str, str]:
         for name in names:
             path = Path(parent, name)
             stat = path.lstat()
-            marks[str(path)] = f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
+            marks[os.fsencode(path).decode(errors="replace")] = f"{stat.st_ino} {stat.st_size} {stat.st_mtime_ns}"
     return marks
 
 
-def _left_behind(work: Path, before: Path) -> str:
-    """What was written by halves; "" if nothing was."""
-    known = dict(line.split("\0") for line in before.read_text(errors="surrogateescape").splitlines() if "\0" in line)
+def _left_behind(work: Path, known: dict[str, str]) -> str:
+    """What was written by halves, besides what was known before; "" if nothing was."""
     for path, mark in _marks(work).items():
-        if known.get(path) == mark:
-            continue
         file = Path(path)
+        # With a character replaced it is a text of the case's.
+        if known.get(path) == mark or not file.exists() or not file.is_file():
+            continue
         if any(_ASIDE.search(part) for part in file.relative_to(work).parts):
             return f"left {file.relative_to(work)}"
         if not _is_whole(file):
@@ -193,7 +202,10 @@ def _is_whole(file: Path) -> bool:
             return False
         return zipfile.ZipFile(file).testzip() is None
     if file.name == "config.yaml":
-        return isinstance(yaml.safe_load(file.read_text()), dict)
+        try:
+            return isinstance(yaml.safe_load(file.read_text()), dict)
+        except yaml.YAMLError:
+            return False
     if file.suffix == ".bin":
         return (file.parent / "meta.json").is_file()
     return True

@@ -64,7 +64,32 @@ def lines_swapped(draw: random.Random, content: bytes) -> bytes:
 
 def sign_changed(draw: random.Random, content: bytes) -> bytes:
     at = draw.choice([n for n, sign in enumerate(content) if sign in b":-{}[],"])
-    return content[:at] + draw.choice((b"", b":", b"{", b"}", b"[", b"]", b"- ", b"&a ", b"*a ", b"!", b"|", b">", b"%", b"@", b"?", b"#", b'"', b"'")) + content[at + 1 :]
+    return (
+        content[:at]
+        + draw.choice(
+            (
+                b"",
+                b":",
+                b"{",
+                b"}",
+                b"[",
+                b"]",
+                b"- ",
+                b"&a ",
+                b"*a ",
+                b"!",
+                b"|",
+                b">",
+                b"%",
+                b"@",
+                b"?",
+                b"#",
+                b'"',
+                b"'",
+            )
+        )
+        + content[at + 1 :]
+    )
 
 
 def letter_changed(draw: random.Random, content: bytes) -> bytes:
