@@ -80,7 +80,7 @@ def test_fit_says_what_comes_next_and_it_works(hybrid: list[str], capsys: pytest
     assert [command[1] for command in commands] == ["validate", "fit"]
     for command in commands:
         assert main(command[1:]) == 0
-    assert "step=4.ckpt" in capsys.readouterr().out
+    assert "step=00000004.ckpt" in capsys.readouterr().out
 
 
 def test_environment_gives_defaults(

@@ -135,7 +135,7 @@ def _is_told(error: Exception) -> bool:
     # Not every command needs Lightning.
     from lightning.fabric.utilities.exceptions import MisconfigurationException
 
-    from lg.cli.commands import Refused
+    from lg.cli.trouble import Refused
 
     return isinstance(error, (Refused, MisconfigurationException))
 

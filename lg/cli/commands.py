@@ -5,20 +5,14 @@ from __future__ import annotations
 import argparse
 import logging
 import os
-import re
 import shlex
 import shutil
 import sys
-import threading
-import traceback
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from functools import partial
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 from jsonargparse import Namespace
-from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -28,13 +22,14 @@ from lightning.pytorch.utilities import rank_zero_info
 import lg.attention.schedule
 import lg.data
 import lg.monitor  # noqa: F401
-from lg.cli import COMMANDS, raised_in_lg
+from lg.cli import COMMANDS
 from lg.cli.complaint import explain
-from lg.cli.configuration import Config, as_argument, gather
-from lg.cli.given import class_path, fill_names, locate, overlay
-from lg.cli.last import checkpoint_folder, go_on_in, newest_checkpoint
+from lg.cli.configuration import as_argument, gather
+from lg.cli.given import overlay
+from lg.cli.last import checkpoint_folder, damage_of, go_on_in, index_of, newest_checkpoint
 from lg.cli.nulls import misplaced_null
 from lg.cli.saved_config import SavedConfig
+from lg.cli.trouble import Refused, refusals_told, troubles_told
 from lg.models.hybrid import HybridLM
 
 # Lightning advertises other packages of its makers among a run's messages.
@@ -55,101 +50,6 @@ ROOTS: Mapping[str, type] = {"model": HybridLM, "data": LightningDataModule, "tr
 # The same for every command: errors are raised, not printed; half-written options are not
 # guessed at; LG_FIT__TRAINER__MAX_STEPS=20 and its like are defaults from the environment.
 PARSER_OPTIONS: Mapping[str, bool] = {"exit_on_error": False, "allow_abbrev": False, "default_env": True}
-
-
-def _report_thread(args: threading.ExceptHookArgs) -> None:
-    # TensorBoard's thread hands what stopped it to whoever logs next, so that it would be told twice.
-    if not type(args.thread).__module__.startswith("tensorboard."):
-        threading.__excepthook__(args)
-
-
-threading.excepthook = _report_thread
-
-# How torch and numpy say that memory cannot hold something.
-_NO_MEMORY = re.compile(
-    r"can't allocate memory|not enough memory|out of memory|Unable to allocate|Storage size calculation overflowed"
-    r"|array is too big|Maximum allowed dimension exceeded|Overflow when unpacking long|int too (big|large) to convert"
-)
-
-
-class Refused(ValueError):
-    """What the user gave cannot be run; the message names key, value, and what is allowed."""
-
-
-@contextmanager
-def refusals_told(given: Config) -> Iterator[None]:
-    """Around what builds objects: what a constructor refuses is the user's to change.
-
-    Args:
-        given: what the user wrote, as one tree.
-
-    Raises:
-        Refused: in place of the constructor's error.
-    """
-    try:
-        yield
-    except Exception as error:  # a constructor may stumble over a value instead of refusing it
-        # The parser wraps what a constructor raises in its report on the union it stands in.
-        told: BaseException = error
-        while told.__cause__ and str(told).lstrip().startswith(("Does not validate", "Parser key", "Problem with")):
-            told = told.__cause__
-        raise Refused(fill_names(with_key(told, given), given)) from error
-
-
-@contextmanager
-def troubles_told(given: Config) -> Iterator[None]:
-    """Around a run: what the machine has no room for, and what is refused only now, is told with its key.
-
-    Args:
-        given: what the user wrote, as one tree.
-
-    Raises:
-        Refused: in place of the error.
-    """
-    try:
-        yield
-    except OSError as error:
-        what = f"{os.fsdecode(error.filename)!r}: " if error.filename else ""
-        raise Refused(
-            f"trainer: a file of the run cannot be read or written: {what}{error.strerror or error}; a folder on a "
-            "disk with room is needed (trainer.logger.init_args.save_dir, trainer.default_root_dir)"
-        ) from error
-    except (MemoryError, RuntimeError, ValueError, TypeError) as error:
-        said = " ".join(str(error).split())
-        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(said):
-            raise Refused(
-                f"data.init_args.row_length, data.init_args.batch_size, model.init_args.decoder: memory cannot hold "
-                f"what they ask for ({said[:200] or 'no more'}); smaller numbers are needed"
-            ) from error
-        if isinstance(error, ValueError) and raised_in_lg(error.__traceback__):
-            raise Refused(with_key(error, given)) from error
-        raise
-    except MisconfigurationException as error:
-        raise Refused(with_key(error, given)) from error
-
-
-def with_key(error: BaseException, given: Config) -> str:
-    """What an error says, after the key of the class whose constructor raised it, unless it names a key itself."""
-    said = " ".join(str(error).split()) or type(error).__name__
-    if re.search(rf"\b({'|'.join(ROOTS)})\.|^ckpt_path", said):
-        return said
-    if not isinstance(error, (ValueError, ImportError, OSError, MisconfigurationException)):
-        said = f"{type(error).__name__}: {said}"
-    built = [
-        type(frame.f_locals["self"]).__name__
-        for frame, _ in traceback.walk_tb(error.__traceback__)
-        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
-    ]
-    # As in "Window.__init__() got ..." or "Window(window=0): ...".
-    for name in [*re.findall(r"(\w+)\.__init__\(\)", said), *re.findall(r"^(\w+)\(", said), *reversed(built)]:
-        place, found = locate(given, (), partial(_is_of, name))
-        if found is not None:
-            return f"{'.'.join(place)}: {said}"
-    return f"trainer: {said}"
-
-
-def _is_of(name: str, value: object) -> bool:
-    return class_path(value).rpartition(".")[2] == name
 
 
 def run(args: list[str]) -> None:
@@ -208,8 +108,15 @@ class Command(LightningCLI):
         checkpoint = config.get("ckpt_path")
         if checkpoint == "last":
             config["ckpt_path"] = self._last(command, config["trainer"])
-        elif checkpoint and checkpoint not in ("best", "hpc") and not Path(checkpoint).exists():
-            raise Refused(f"ckpt_path: {str(checkpoint)!r} does not exist; a checkpoint, last or best is needed")
+        elif checkpoint is not None and checkpoint not in ("best", "hpc"):
+            self._check(str(checkpoint))
+
+    def _check(self, checkpoint: str) -> None:
+        """Refuses what no run can go on from."""
+        if not checkpoint or not os.path.exists(checkpoint):
+            raise Refused(f"ckpt_path: {checkpoint!r} does not exist; a checkpoint, last or best is needed")
+        if damage := damage_of(Path(checkpoint)):
+            raise Refused(f"ckpt_path: {checkpoint!r} {damage}; a whole checkpoint, last or best is needed")
 
     def _last(self, command: str, trainer: Namespace) -> str | None:
         """The newest checkpoint of runs of this name, in whose log folder training goes on; None if there is none."""
@@ -238,7 +145,7 @@ class Command(LightningCLI):
         checkpoint = self.config["fit"].get("ckpt_path")
         if not checkpoint or not Path(checkpoint).exists():
             return
-        step = torch.load(_index(Path(checkpoint)), map_location="cpu", weights_only=True, mmap=True)["global_step"]
+        step = torch.load(index_of(Path(checkpoint)), map_location="cpu", weights_only=True, mmap=True)["global_step"]
         for logger in self.trainer.loggers:
             if isinstance(logger, TensorBoardLogger) and Path(checkpoint).is_relative_to(logger.log_dir):
                 # What SummaryWriter is made with, at the first line that is logged.
@@ -272,11 +179,6 @@ def closing_words(trainer: Trainer) -> str:
         lines.append(f"  lg validate {again}")
         lines.append(f"  lg fit {again} --trainer.max_steps={2 * trainer.global_step}")
     return "\n".join(["", *lines])
-
-
-def _index(checkpoint: Path) -> Path:
-    """The file that says at which step a checkpoint was saved: itself, or the one of a sharded one."""
-    return checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint
 
 
 def _short(path: Path) -> str:

@@ -16,12 +16,12 @@ import torch
 
 from lg.attention import Pattern
 from lg.attention.schedule import written
-from lg.cli.commands import Refused
 from lg.cli.configuration import Config
 from lg.cli.curve import curve, tokens
 from lg.cli.figures import figure, percent
 from lg.cli.lengths import tokens_in
 from lg.cli.model_part import model_parser, read_model
+from lg.cli.trouble import Refused
 from lg.cli.written import write
 from lg.models.cost import Comparison, LayerKind, ModelCost, compare
 from lg.models.hybrid import HybridLM

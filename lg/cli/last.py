@@ -1,4 +1,6 @@
-"""What ``--ckpt_path last`` means: the newest whole checkpoint of earlier runs of the same name, and its log folder.
+"""Which checkpoint a run goes on from: whether a file is one, and which ``--ckpt_path last`` means.
+
+The last is the newest whole checkpoint of earlier runs of the same name; training goes on in its log folder, too.
 
 Lightning looks in the new run's own, still empty folder, so that a new process would find nothing and begin anew.
 """
@@ -11,19 +13,18 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+import torch
+
 _log = logging.getLogger(__name__)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint below a folder that was written last, passing over those that are not whole; None without any.
-
-    A file is whole if its archive has an end; a folder, as FSDP writes it, if it has its index.
-    """
+    """The checkpoint below a folder that was written last, passing over those that are not whole; None without any."""
     found = [path for path in folder.rglob("*.ckpt") if not path.is_symlink() and not path.name.startswith(".")]
     for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
-        if _is_whole(path):
+        if (damage := damage_of(path)) is None:
             return path
-        _log.warning("%s is not whole and is passed over", path)
+        _log.warning("%s is passed over: it %s", path, damage)
     return None
 
 
@@ -62,7 +63,28 @@ def _listed(value: Any) -> Iterable[Any]:
     return [value for value in values if hasattr(value, "get")]
 
 
-def _is_whole(path: Path) -> bool:
-    if path.is_dir():
-        return (path / ".metadata").is_file() and (path / "meta.pt").is_file()
-    return zipfile.is_zipfile(path)
+def damage_of(path: Path) -> str | None:
+    """What is wrong with a checkpoint, to stand after "it"; None if a run can go on from it.
+
+    All of a file is read and held against the checksums in it. Of a folder, as FSDP writes it, only the index is read.
+    """
+    index = index_of(path)
+    try:
+        if path.is_dir() and not (path / ".metadata").is_file():
+            return "has no .metadata, as a sharded checkpoint has"
+        if not zipfile.is_zipfile(index):
+            return "is not whole, or no checkpoint"
+        with zipfile.ZipFile(index) as archive:
+            if (name := archive.testzip()) is not None:
+                return f"is damaged in {name}"
+        content = torch.load(index, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever damage makes of pickled and packed bytes
+        return f"cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
+    if not isinstance(content, dict) or not isinstance(content.get("global_step"), int):
+        return "does not say at which step it was saved, as a checkpoint of `lg fit` does"
+    return None
+
+
+def index_of(checkpoint: Path) -> Path:
+    """The file that says at which step a checkpoint was saved: itself, or the one of a sharded one."""
+    return checkpoint / "meta.pt" if checkpoint.is_dir() else checkpoint

@@ -9,10 +9,11 @@ from jsonargparse import Namespace
 from lightning.pytorch import Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 
-from lg.cli.commands import PARSER_OPTIONS, ROOTS, Command, Refused, refusals_told
+from lg.cli.commands import PARSER_OPTIONS, ROOTS, Command
 from lg.cli.complaint import explain
 from lg.cli.configuration import FLAGS, Config, as_argument, gather
 from lg.cli.given import overlay
+from lg.cli.trouble import Refused, refusals_told
 from lg.models.hybrid import HybridLM
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lg.data.source import Document
-from lg.data.store import opened
+from lg.data.store import Damaged, opened
 from lg.data.tokenizer import Ids, Tokenizer
 
 
@@ -66,9 +66,13 @@ class Corpus:
         """The corpus that a folder holds, mapped to memory; nothing is verified.
 
         Raises:
-            Damaged: the folder is not there any more.
+            Damaged: the folder is not there any more, or holds other arrays.
         """
-        return cls(**opened(folder), folder=folder)
+        arrays = opened(folder)
+        types = {name: arrays[name].dtype.str for name in sorted(arrays)}
+        if types != {"num_bytes": "<i8", "places": "<f8", "starts": "<i8", "tokens": types.get("tokens")}:
+            raise Damaged(f"{folder} holds the arrays {types}, which are not those of a corpus")
+        return cls(**arrays, folder=folder)
 
     def __len__(self) -> int:
         return len(self.num_bytes)

@@ -4,10 +4,12 @@ What counts is what training has consumed, not what was read ahead: a loader han
 behind it, and `Loader.consume` moves on when the batch is trained on.
 """
 
+import signal
 import time
 from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Iterator, Sequence, Sized
+from types import FrameType
 from typing import Any
 
 import numpy as np
@@ -101,10 +103,21 @@ class Loader:
         return dict(self._state)
 
     def go_to(self, state: State) -> None:
-        """Goes on from a place, if it is not there already."""
+        """Goes on from a place, if it is not there already.
+
+        Raises:
+            ValueError: it is none, or one cannot go on from there.
+        """
         assert not self._ahead, "a place can be gone to only before the first batch is asked for"
-        self._state = self.feed.accepted(state)
-        self._before = int(state.get("batches", 0))
+        try:
+            accepted = self.feed.accepted(state)
+            self._state = {**accepted, **{key: accepted[key] for key in self.feed.beginning()}}
+            self._before = int(state.get("batches", 0))
+        except (AttributeError, KeyError, TypeError) as error:
+            raise ValueError(
+                f"ckpt_path: the checkpoint does not say where the data were ({type(error).__name__}: {error}); one "
+                "that lg has written is needed"
+            ) from error
         self._length = None
 
     def state_dict(self) -> State:
@@ -133,6 +146,7 @@ class RowBatches(Sized):
             pin_memory=torch.cuda.is_available(),
             # Its own, so that making an iterator draws nothing from the run's random numbers.
             generator=torch.Generator(),
+            worker_init_fn=outlive_signals,
         )
         self._num = len(recipes)
 
@@ -143,6 +157,21 @@ class RowBatches(Sized):
     def __len__(self) -> int:
         """The number of batches."""
         return self._num
+
+
+def outlive_signals(worker: int) -> None:
+    """Lets a worker process live on when its whole group is asked to stop, so that the running step can still end.
+
+    Ctrl-C in a terminal, and many schedulers, signal every process at once; a worker that died of it would take the
+    step, and so the last checkpoint, with it. It goes when the loader does, or ten minutes later.
+    """
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _go_later)
+
+
+def _go_later(number: int, frame: FrameType | None) -> None:
+    if hasattr(signal, "alarm"):
+        signal.alarm(600)
 
 
 class Recipes(Sequence[list[Recipe]]):

@@ -6,6 +6,7 @@ and checksums and what they were made from.
 
 import json
 import os
+import re
 import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -196,14 +197,29 @@ def _meta(folder: Path) -> dict[str, Any]:
     path = folder / _META
     try:
         content = json.loads(path.read_bytes())
-        # The checksum vouches for the shape too.
-        if isinstance(content, dict) and content.pop("crc32", None) == _checksum(content):
+        if isinstance(content, dict) and content.pop("crc32", None) == _checksum(content) and _has_shape(content):
             return content
     except OSError as error:
         raise Damaged(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, RecursionError) as error:
         raise Damaged(f"{path} is not JSON") from error
     raise Damaged(f"{path} has changed since it was written")
+
+
+def _has_shape(content: dict[str, Any]) -> bool:
+    """Whether it is what another version, or whoever knows how to make a checksum, writes too."""
+    files = content.get("files")
+    return (
+        isinstance(content.get("origin"), dict)
+        and isinstance(files, dict)
+        and all(
+            isinstance(file, dict)
+            and isinstance(file.get("bytes"), int)
+            and isinstance(file.get("crc32"), list)
+            and re.fullmatch(r"[<|][iuf][1248]", str(file.get("dtype")))
+            for file in files.values()
+        )
+    )
 
 
 def _checksum(content: Mapping[str, Any]) -> int:

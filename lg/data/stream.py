@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from lg.data.corpus import Corpus, place
 from lg.data.epochs import StepShape
-from lg.data.loader import Feed, State
+from lg.data.loader import Feed, State, outlive_signals
 from lg.data.mixture import Cursor, Interleaved
 from lg.data.packing import Packed, Packing
 from lg.data.rows import Batch, Piece, Row, RowShape, collate
@@ -203,6 +203,7 @@ class Stream(Feed):
                 collate_fn=_as_it_is,  # type: ignore[arg-type]  # without batches it is given what the stream gives
                 # Its own, so that making an iterator draws nothing from the run's random numbers.
                 generator=torch.Generator(),
+                worker_init_fn=outlive_signals,
             )
         )
 

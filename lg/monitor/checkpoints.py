@@ -95,7 +95,13 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if self._saved_at == trainer.global_step and self._stops(trainer):
             raise SystemExit(128 + (self._signal or signal.SIGTERM))
         if self._random is not None:
-            _set_random_state(self._random[trainer.global_rank % len(self._random)])
+            try:
+                _set_random_state(self._random[trainer.global_rank % len(self._random)])
+            except (AttributeError, KeyError, RuntimeError, TypeError, ValueError, ZeroDivisionError) as error:
+                raise ValueError(
+                    f"ckpt_path: the checkpoint does not hold the states of random numbers ({type(error).__name__}: "
+                    f"{error}); one that {type(self).__name__} has written is needed"
+                ) from error
             self._random = None
 
     def on_train_batch_end(

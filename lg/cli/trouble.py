@@ -1,0 +1,134 @@
+"""Tells the user of what goes wrong as a run is built and as it goes: which key, what is wrong, what is allowed.
+
+Constructors, torch, Lightning and the operating system raise as they see fit. What none of this is about is a fault of
+lg's or of the user's own code, and stays a traceback.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from lightning.fabric.utilities.exceptions import MisconfigurationException
+from lightning.pytorch.trainer.connectors import checkpoint_connector
+
+from lg.cli import raised_in_lg
+from lg.cli.configuration import Config
+from lg.cli.given import class_path, fill_names, locate
+
+# How torch, numpy and Python say that memory, or a number of 64 bits, cannot hold something.
+_NO_MEMORY = re.compile(
+    r"can't allocate memory|not enough memory|out of memory|Unable to allocate|Storage size calculation overflowed"
+    r"|array is too big|Maximum allowed dimension exceeded|Overflow when unpacking long|int too (big|large) to convert"
+)
+# An lg message begins with a key, or holds one.
+_KEY = re.compile(r"\b(model|data|trainer)\.|^ckpt_path|^LG_CACHE")
+
+
+class Refused(ValueError):
+    """What the user gave cannot be run; the message names key, value, and what is allowed."""
+
+
+@contextmanager
+def refusals_told(given: Config) -> Iterator[None]:
+    """Around what builds objects: what a constructor refuses is the user's to change.
+
+    Args:
+        given: what the user wrote, as one tree.
+
+    Raises:
+        Refused: in place of the constructor's error.
+    """
+    try:
+        yield
+    except Exception as error:  # a constructor may stumble over a value instead of refusing it
+        # The parser wraps what a constructor raises in its report on the union it stands in.
+        told: BaseException = error
+        while told.__cause__ and str(told).lstrip().startswith(("Does not validate", "Parser key", "Problem with")):
+            told = told.__cause__
+        raise Refused(fill_names(_with_key(told, given), given)) from error
+
+
+@contextmanager
+def troubles_told(given: Config) -> Iterator[None]:
+    """Around a run: a disk or memory that is full, a checkpoint that does not fit, and what is refused only now.
+
+    Args:
+        given: what the user wrote, as one tree.
+
+    Raises:
+        Refused: in place of such an error.
+    """
+    hook, threading.excepthook = threading.excepthook, _report_thread
+    try:
+        yield
+    except Exception as error:
+        said = " ".join(str(error).split()) or type(error).__name__
+        if _is_restoring(error) and not _KEY.search(said):
+            raise Refused(f"ckpt_path: the checkpoint does not fit this run: {said}") from error
+        if isinstance(error, ValueError) and raised_in_lg(error.__traceback__):
+            raise Refused(_with_key(error, given)) from error
+        if isinstance(error, (MemoryError, torch.OutOfMemoryError)) or _NO_MEMORY.search(said):
+            raise Refused(
+                "data.init_args.row_length, data.init_args.batch_size, model.init_args.decoder: memory cannot hold "
+                f"what they ask for ({said[:200]}); smaller numbers are needed"
+            ) from error
+        if isinstance(error, OSError):
+            what = f"{os.fsdecode(error.filename)!r}: " if error.filename else ""
+            raise Refused(
+                f"trainer: a file of the run cannot be read or written: {what}{error.strerror or error}; a folder on a "
+                "disk with room is needed (trainer.logger.init_args.save_dir, trainer.default_root_dir)"
+            ) from error
+        if isinstance(error, MisconfigurationException):
+            raise Refused(_with_key(error, given)) from error
+        raise
+    finally:
+        threading.excepthook = hook
+
+
+def _with_key(error: BaseException, given: Config) -> str:
+    """What an error says, after the key of the class whose constructor raised it, unless it names a key itself."""
+    said = " ".join(str(error).split()) or type(error).__name__
+    if _KEY.search(said):
+        return said
+    if not isinstance(error, (ValueError, ImportError, OSError, MisconfigurationException)):
+        said = f"{type(error).__name__}: {said}"
+    built = [
+        type(frame.f_locals["self"]).__name__
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
+    ]
+    # As in "Window.__init__() got ..." or "Window(window=0): ...".
+    for name in [*re.findall(r"(\w+)\.__init__\(\)", said), *re.findall(r"^(\w+)\(", said), *reversed(built)]:
+        place, found = locate(given, (), partial(_is_of, name))
+        if found is not None:
+            return f"{'.'.join(place)}: {said}"
+    return f"trainer: {said}"
+
+
+def _is_of(name: str, value: object) -> bool:
+    return class_path(value).rpartition(".")[2] == name
+
+
+def _is_restoring(error: Exception) -> bool:
+    """Whether Lightning was reading a checkpoint, or handing its parts out."""
+    names = {
+        frame.f_code.co_name
+        for frame, _ in traceback.walk_tb(error.__traceback__)
+        if frame.f_code.co_filename == checkpoint_connector.__file__
+    }
+    return any(
+        name.lstrip("_").startswith(("restore", "resume", "parse_ckpt_path", "select_ckpt_path")) for name in names
+    )
+
+
+def _report_thread(args: threading.ExceptHookArgs) -> None:
+    # TensorBoard's thread hands what stopped it to whoever logs next: it would be told twice.
+    if not type(args.thread).__module__.startswith("tensorboard."):
+        threading.__excepthook__(args)
