@@ -16,7 +16,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_warn
 
 # The modules, for their classes: YAML may write a class by its bare name once it is imported.
 import lg.attention.schedule
@@ -125,7 +125,7 @@ class Command(LightningCLI):
         if path is None and command != "fit":
             raise Refused(f"ckpt_path: last is not there; there is no checkpoint below {str(folder)!r}")
         if path is None:
-            rank_zero_info(f"ckpt_path: there is no checkpoint below {str(folder)!r} yet, so training begins anew")
+            rank_zero_warn(f"ckpt_path: there is no checkpoint below {str(folder)!r} yet, so training begins anew")
             return None
         if command == "fit":
             go_on_in(trainer, path)

@@ -8,6 +8,7 @@ Lightning looks in the new run's own, still empty folder, so that a new process 
 from __future__ import annotations
 
 import logging
+import re
 import zipfile
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,9 +20,20 @@ _log = logging.getLogger(__name__)
 
 
 def newest_checkpoint(folder: Path) -> Path | None:
-    """The checkpoint below a folder that was written last, passing over those that are not whole; None without any."""
+    """The newest checkpoint below a folder, passing over those that are not whole; None without any.
+
+    Of several runs it is one of that which saved last; of one run's, that of the latest step its name tells: copying
+    a folder mixes up the times inside it.
+    """
     found = [path for path in folder.rglob("*.ckpt") if not path.is_symlink() and not path.name.startswith(".")]
-    for path in sorted(found, key=lambda path: (path.stat().st_mtime_ns, path.name), reverse=True):
+    written = {path: path.stat().st_mtime_ns for path in found}
+    of_run = {path.parent: max(written[other] for other in found if other.parent == path.parent) for path in found}
+
+    def age(path: Path) -> tuple[int, str, int, int]:
+        step = re.search(r"step=(\d+)", path.name)
+        return of_run[path.parent], str(path.parent), int(step[1]) if step else -1, written[path]
+
+    for path in sorted(found, key=age, reverse=True):
         if (damage := damage_of(path)) is None:
             return path
         _log.warning("%s is passed over: it %s", path, damage)
@@ -36,14 +48,19 @@ def checkpoint_folder(trainer: Any) -> Path:
     """
     for callback in _listed(trainer.get("callbacks")):
         options = callback.get("init_args") or {}
+        if _class(callback) not in ("Checkpoints", "ModelCheckpoint"):
+            continue
         folder = options.get("folder") or options.get("dirpath")
         if folder:
             return Path(folder).expanduser()
     for logger in _listed(trainer.get("logger")):
         options = logger.get("init_args") or {}
         if options.get("save_dir") is not None:
-            return Path(options["save_dir"]).expanduser() / (options.get("name") or "")
-    return Path(trainer.get("default_root_dir") or ".").expanduser() / "checkpoints"
+            root = Path(options["save_dir"]).expanduser()
+            # These two keep runs in a folder of their name; others keep them anywhere below.
+            return root / (options.get("name") or "") if _class(logger) in ("TensorBoardLogger", "CSVLogger") else root
+    root = Path(trainer.get("default_root_dir") or ".").expanduser()
+    return root / ("checkpoints" if trainer.get("logger") is False else "lightning_logs")
 
 
 def go_on_in(trainer: Any, checkpoint: Path) -> None:
@@ -55,6 +72,10 @@ def go_on_in(trainer: Any, checkpoint: Path) -> None:
         runs = Path(options["save_dir"]).expanduser() / (options.get("name") or "")
         if checkpoint.is_relative_to(runs) and len(checkpoint.relative_to(runs).parts) > 2:
             options["version"] = checkpoint.relative_to(runs).parts[0]
+
+
+def _class(entry: Any) -> str:
+    return str(entry.get("class_path")).rpartition(".")[2]
 
 
 def _listed(value: Any) -> Iterable[Any]:

@@ -27,8 +27,8 @@ _NO_MEMORY = re.compile(
     r"can't allocate memory|not enough memory|out of memory|Unable to allocate|Storage size calculation overflowed"
     r"|array is too big|Maximum allowed dimension exceeded|Overflow when unpacking long|int too (big|large) to convert"
 )
-# An lg message begins with a key, or holds one.
-_KEY = re.compile(r"\b(model|data|trainer)\.|^ckpt_path|^LG_CACHE")
+# What names a key already.
+_KEY = re.compile(r"\b(model|data|trainer)\.\w|^ckpt_path|^LG_CACHE")
 
 
 class Refused(ValueError):
@@ -104,8 +104,9 @@ def _with_key(error: BaseException, given: Config) -> str:
         for frame, _ in traceback.walk_tb(error.__traceback__)
         if frame.f_code.co_name == "__init__" and "self" in frame.f_locals
     ]
-    # As in "Window.__init__() got ..." or "Window(window=0): ...".
-    for name in [*re.findall(r"(\w+)\.__init__\(\)", said), *re.findall(r"^(\w+)\(", said), *reversed(built)]:
+    # As in "Window.__init__() got ...", "Summary() takes ..." or "Window(window=0): ...".
+    named = re.findall(r"(\w+)(?:\.__init__)?\(\)|^(\w+)\(", said)
+    for name in [*("".join(names) for names in named), *reversed(built)]:
         place, found = locate(given, (), partial(_is_of, name))
         if found is not None:
             return f"{'.'.join(place)}: {said}"

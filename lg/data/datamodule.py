@@ -333,10 +333,15 @@ def split(
             f"data.init_args.source: {len(together)} documents are not enough; at least 2 are needed, one to train on "
             "and one to hold out"
         )
+    if together.min() == together.max():
+        raise ValueError(
+            "data.init_args.source: all documents have one name; they need two, to tell which are held out"
+        )
     held = together < held_out
+    # Documents of one name are on one side: parts of a mixture may share them.
     if not held.any():
-        held[together.argmin()] = True
+        held = together == together.min()
     if held.all():
-        held[together.argmax()] = False
+        held = together != together.max()
     sides = np.split(held, np.cumsum([len(corpus) for corpus in places])[:-1])
     return [np.flatnonzero(~side) for side in sides], [np.flatnonzero(side) for side in sides]

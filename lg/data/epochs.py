@@ -4,6 +4,7 @@ import dataclasses
 import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -15,6 +16,8 @@ from lg.data.order import micro_batches
 from lg.data.packed import PackedRows
 from lg.data.packing import Packing
 from lg.data.rows import Batch, RowShape
+
+_MOST_EMPTY = 1000  # epochs that may be too small for a batch, one after another
 
 _log = logging.getLogger(__name__)
 
@@ -128,10 +131,9 @@ class Epochs(Feed):
         for number, batch in enumerate(batches, start=1):
             yield batch, {**state, "rows": state["rows"] + number * self._rows_at_once}
 
-    def remaining(self, state: State) -> int:
-        """The micro-steps left in the epoch; of the next one, where none is left."""
-        state = self._unfinished(state)
-        return (len(self.rows(state["epoch"])) - int(state["rows"])) // self._rows_at_once
+    def num_batches(self) -> int:
+        """The micro-steps of the first epoch."""
+        return len(self.rows(0)) // self._rows_at_once
 
     def accepted(self, state: State) -> State:
         """The same place; a new beginning, told, where the data are others.
@@ -160,9 +162,15 @@ class Epochs(Feed):
         return self.step.batch_size * self.step.num_shards
 
     def _unfinished(self, state: State) -> State:
-        if len(self.rows(state["epoch"])) - state["rows"] >= self._rows_at_once:
-            return state
-        return {**state, "epoch": state["epoch"] + 1, "rows": 0, "grouped_from": 0}
+        for epoch in range(state["epoch"], state["epoch"] + _MOST_EMPTY):
+            if epoch != state["epoch"]:
+                state = {**state, "epoch": epoch, "rows": 0, "grouped_from": 0}
+            if len(self.rows(epoch)) - state["rows"] >= self._rows_at_once:
+                return state
+        raise ValueError(
+            f"data.init_args.batch_size: {self.step.batch_size} is not allowed; {_MOST_EMPTY} epochs in a row have "
+            "fewer rows than that on all ranks: lower it, or give data.init_args.source more text"
+        )
 
     def _groups(self, state: State) -> tuple[PackedRows, npt.NDArray[np.int64]]:
         rows, first = self.rows(state["epoch"]), state["grouped_from"]
@@ -174,7 +182,7 @@ class Epochs(Feed):
         # The same on every rank: one of them saves for all.
         return dataclasses.replace(self.step, shard=0)
 
-    def _data(self) -> dict[str, int | str]:
+    def _data(self) -> dict[str, Any]:
         """What the order of rows hangs on, in figures that a user knows."""
         return {
             "documents": sum(map(len, self.selection.documents)),
@@ -190,6 +198,7 @@ class Epochs(Feed):
                     )
                 )
             ),
+            "text": [corpus.folder.name for corpus in self.selection.corpora if corpus.folder],
             "row_length": self.shape.length,
             "document_mask": int(self.shape.document_mask),
             "packing": repr(self.packing),

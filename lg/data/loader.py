@@ -5,6 +5,7 @@ behind it, and `Loader.consume` moves on when the batch is trained on.
 """
 
 import signal
+import sys
 import time
 from abc import ABC, abstractmethod
 from collections import deque
@@ -36,8 +37,8 @@ class Feed(ABC):
         """The batches from a place to the end of its epoch, each with the place behind it."""
 
     @abstractmethod
-    def remaining(self, state: State) -> int | None:
-        """How many batches that is; None where it cannot be known or there is no end."""
+    def num_batches(self) -> int | None:
+        """How many batches the first epoch has; None where there is no end."""
 
     @abstractmethod
     def accepted(self, state: State) -> State:
@@ -65,34 +66,36 @@ class Loader:
         self._ahead: deque[State] = deque()
         # Batches of the running epoch that were trained on before the run was resumed: Lightning counts them too.
         self._before = 0
-        self._length: int | None = None
+        self._length = feed.num_batches()
 
     def __iter__(self) -> Iterator[Batch]:
         """The batches from where training is to the end of the epoch."""
         # A generator, so that nothing is read before the first batch is asked for: a state may be loaded until then.
-        self._length = None
         return self._from_here()
 
     def _from_here(self) -> Iterator[Batch]:
         self._ahead.clear()
-        self._length = len(self) if self.feed.remaining(self._state) is not None else None
         number, self._before = self._before, 0
-        since = time.perf_counter()
-        for batch, state in self.feed.batches(self._state):
-            self.waited_s += time.perf_counter() - since
-            number += 1
-            self._ahead.append({**state, "batches": number})
-            yield batch
+        state = self._state
+        while self._length is None or number < self._length:
             since = time.perf_counter()
+            for batch, state in self.feed.batches(state):  # noqa: B020  # from there on, if that was not enough
+                self.waited_s += time.perf_counter() - since
+                number += 1
+                self._ahead.append({**state, "batches": number})
+                yield batch
+                if number == self._length:
+                    return
+                since = time.perf_counter()
 
     def __len__(self) -> int:
-        """Batches of the epoch, those before a resumption included; TypeError where there is no end."""
-        if self._length is not None:
-            return self._length
-        remaining = self.feed.remaining(self._state)
-        if remaining is None:
+        """Batches that Lightning counts as an epoch, always as many as the first has; TypeError where there is no end.
+
+        Where shares are mixed, epochs of the data differ by a few: Lightning's then begin inside them.
+        """
+        if self._length is None:
             raise TypeError("a stream has no length")
-        return self._before + remaining
+        return self._length
 
     def consume(self) -> None:
         """Tells that the oldest batch handed out is being trained on."""
@@ -111,14 +114,17 @@ class Loader:
         assert not self._ahead, "a place can be gone to only before the first batch is asked for"
         try:
             accepted = self.feed.accepted(state)
-            self._state = {**accepted, **{key: accepted[key] for key in self.feed.beginning()}}
-            self._before = int(state.get("batches", 0))
+            for key, value in self.feed.beginning().items():
+                if isinstance(value, int) and not (isinstance(accepted[key], int) and accepted[key] >= 0):
+                    raise TypeError(f"{key} is {accepted[key]!r}")
+            self._state = accepted
+            # At the end of an epoch the next one has not begun.
+            self._before = int(state.get("batches", 0)) % (self._length or sys.maxsize)
         except (AttributeError, KeyError, TypeError) as error:
             raise ValueError(
                 f"ckpt_path: the checkpoint does not say where the data were ({type(error).__name__}: {error}); one "
                 "that lg has written is needed"
             ) from error
-        self._length = None
 
     def state_dict(self) -> State:
         """Nothing: tells Lightning that the loader can go on. Where it is `TextData` saves, of every rank."""

@@ -25,8 +25,9 @@ class Row(TypedDict):
     ``tokens``: int64 [L]. ``targets``: int64 [L], the next token of the same document or ``IGNORED``.
     ``document_starts``: ascending positions at which a document begins, 0 first; a stretch of padding is a document of
     its own (or several, if it is long), all of whose targets are ignored. ``document_attributes``: integers of each
-    document, by name, for patterns that ask for them. ``document_padding``: which documents are padding. ``num_padding``: tokens that are no text;
-    ``num_align``: those of them that stand before a document to align its start.
+    document, by name, for patterns that ask for them. ``document_padding``: which documents are padding.
+    ``num_padding``: tokens that are no text; ``num_align``: those of them that stand before a document to align its
+    start.
     """
 
     tokens: Tensor

@@ -6,7 +6,7 @@ A source of one's own is a subclass of :class:`Source`, named in YAML by its dot
 import hashlib
 import inspect
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -51,9 +51,29 @@ class Source(ABC):
         Raises:
             ValueError: as :meth:`documents` does, some of them only on the way.
         """
-        if inspect.signature(self.documents).parameters:
-            return self.documents(start)
-        return islice(self.documents(), start, None)
+        with self._speaking():
+            takes_start = inspect.signature(self.documents).parameters
+            documents = self.documents(start) if takes_start else self.documents()
+            if not isinstance(documents, Iterable):
+                raise ValueError(f"{type(documents).__name__} is not allowed; documents() must give Documents")
+        return self._checked(documents if takes_start else islice(documents, start, None))
+
+    def _checked(self, documents: Iterable[Document]) -> Iterator[Document]:
+        with self._speaking():
+            for document in documents:
+                if not isinstance(document, Document):
+                    raise ValueError(f"{type(document).__name__} is not allowed; documents() must give Documents")
+                yield document
+
+    @contextmanager
+    def _speaking(self) -> Iterator[None]:
+        """Inside it, an error of a subclass that is not lg's own says where in the YAML the source is."""
+        try:
+            yield
+        except ValueError as error:
+            if KEY in str(error):
+                raise
+            raise ValueError(f"{KEY}: {type(self).__name__}: {error}") from error
 
     def numbered(self, start: int = 0) -> Iterator[tuple[int, Document]]:
         """The documents from number ``start`` on, each after its number.

@@ -144,10 +144,10 @@ class Stream(Feed):
 
     def beginning(self) -> State:
         """The first row of the first block."""
-        return {"block": 0, "cursor": None, "left_over": _saved([]), "rows": 0, "stream": self._data()}
+        return {"block": 0, "cursor": None, "left_over": _saved([]), "rows": 0, "micro_batches": 0, **self._told()}
 
-    def remaining(self, state: State) -> None:
-        """Cannot be known: a stream has no end."""
+    def num_batches(self) -> None:
+        """A stream has no end."""
         return None
 
     def accepted(self, state: State) -> State:
@@ -160,21 +160,26 @@ class Stream(Feed):
             told = ", ".join(f"{key} was {state['stream'].get(key)}, is {own[key]}" for key in changed)
             _log.warning("the checkpoint was trained on another stream (%s): this one is begun at its beginning", told)
             return self.beginning()
-        return state
+        if state["micro_batches"] and state["step"] != self._told()["step"]:
+            _log.warning("the checkpoint was saved inside a step, and steps are others now: that step is begun again")
+            return {**state, **self._told(), "micro_batches": 0}
+        return {**state, **self._told()}
 
     def batches(self, state: State) -> Iterator[tuple[Batch, State]]:
         """Micro-batches without end, those of a step sorted by cost, the dearest first (see `micro_batches`)."""
-        rows = self._rows(state)
+        rows, done = self._rows(state), state["micro_batches"]
+        state = {**state, "micro_batches": 0}
         size, at_once = self.step.batch_size, self.step.batch_size * self.step.accumulate
         while step := list(itertools.islice(rows, at_once)):
             micro = [step[first : first + size] for first in range(0, at_once, size)]
             if self.step.balance:
                 micro.sort(key=lambda batch: -sum(cost for _, cost, _ in batch))
-            # Rows of a step are trained on together: only behind its last one is there a place to go on from.
-            for batch in micro:
-                after = step[-1][2] if batch is micro[-1] else state
-                yield collate([row for row, _, _ in batch]), after
-            state = step[-1][2]
+            # A step's rows are out of order: inside it a place is that before the step, and how far it has got.
+            for number, batch in enumerate(micro, start=1):
+                if number > done:
+                    after = step[-1][2] if number == len(micro) else {**state, "micro_batches": number}
+                    yield collate([row for row, _, _ in batch]), after
+            state, done = step[-1][2], 0
 
     def _rows(self, state: State) -> Iterator[tuple[Row, float, State]]:
         """Rows, what attention over each costs, and the place behind each."""
@@ -223,7 +228,7 @@ class Stream(Feed):
     def _data(self) -> dict[str, Any]:
         """What the order of rows hangs on, in words that a user knows."""
         return {
-            "source": _told(self.source),
+            "source": _named(self.source),
             "row_length": self.shape.length,
             "document_mask": self.shape.document_mask,
             "held_out": self.held_out,
@@ -231,8 +236,11 @@ class Stream(Feed):
             "align": self.align,
             "block": self.block,
             "seed": self.seed,
-            "steps": repr(dataclasses.replace(self.step, shard=0)),
         }
+
+    def _told(self) -> dict[str, Any]:
+        """What a saved place tells of the run: its data, and its steps, the same on every rank."""
+        return {"stream": self._data(), "step": dataclasses.asdict(dataclasses.replace(self.step, shard=0))}
 
 
 def held_out_documents(source: Source, tokenizer: Tokenizer, share: float, num_tokens: int) -> list[Document]:
@@ -294,7 +302,7 @@ def _loaded(saved: dict[str, Any]) -> list[Item]:
     return list(np.split(saved["tokens"].numpy(), ends)) if saved["lengths"] else []
 
 
-def _told(source: Source) -> str:
+def _named(source: Source) -> str:
     """A source in words that are the same in each process: one without a text of its own by its class."""
     own = type(source)
     return repr(source) if own.__repr__ is not object.__repr__ else f"{own.__module__}.{own.__qualname__}"

@@ -131,6 +131,9 @@ class HybridLM(pl.LightningModule):
         self.val_loss = MeanMetric()
         self._causal_up_to: dict[str, int] = {}
         self._told: set[str] = set()
+        # Over how many steps the learning rate runs: here, and in the checkpoint that training goes on from.
+        self._num_steps: int | None = None
+        self._saved_num_steps: int | None = None
         self.gradient_factor = torch.ones(())
 
     def _check_patterns(self) -> None:
@@ -260,6 +263,12 @@ class HybridLM(pl.LightningModule):
 
     def on_train_start(self) -> None:
         """Starts counting the first step."""
+        if self._saved_num_steps not in (None, self._num_steps):
+            log.warning(
+                "trainer.max_steps: the checkpoint's learning rate ran over %s steps, now it runs over %s, so it jumps",
+                self._saved_num_steps,
+                self._num_steps,
+            )
         self._step_loss = torch.zeros((), device=self.device)
         self._step_targets = torch.zeros((), device=self.device)
 
@@ -310,7 +319,8 @@ class HybridLM(pl.LightningModule):
             {"params": [p for p in self.parameters() if (id(p) in decayed) == decays], "weight_decay": decay}
             for decays, decay in ((True, self.weight_decay), (False, 0.0))
         ]
-        fused = self.device.type in ("cpu", "cuda", "mps")
+        # A fused step unscales by itself, after norms were taken and clipped.
+        fused = self.device.type in ("cpu", "cuda", "mps") and self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
         num_steps = self.trainer.estimated_stepping_batches
         if math.isinf(num_steps):
@@ -321,6 +331,7 @@ class HybridLM(pl.LightningModule):
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: self.lr_schedule.factor(step, int(num_steps))
         )
+        self._num_steps = int(num_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     # Evaluation
@@ -352,10 +363,12 @@ class HybridLM(pl.LightningModule):
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Adds the configuration and the format's version, as plain data."""
         stamp(checkpoint, self.config)
+        checkpoint["num_steps"] = self._num_steps
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuses a checkpoint that this version does not understand."""
         saved = load(checkpoint)
+        self._saved_num_steps = checkpoint.get("num_steps")
         changed = sorted(key for key in saved if saved[key] != self.config.get(key))
         if changed:
             log.warning("the checkpoint was trained with other values of model.init_args: %s", ", ".join(changed))

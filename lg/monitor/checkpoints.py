@@ -72,6 +72,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
             for logger in trainer.loggers:
                 logger.log_metrics(self._logged["metrics"], step=self._logged["step"])
             self._logged = None
+        self._keep_only_own(self._own_folder(trainer))
         rank_zero_info(f"begins training at step {trainer.global_step}; a checkpoint every {self.every} steps")
         # Where training was resumed, or begins: there is nothing new to save.
         self._saved_at = trainer.global_step
@@ -129,6 +130,12 @@ class Checkpoints(pl.callbacks.Checkpoint):
             known = ", ".join(sorted(trainer.callback_metrics)) or "none"
             raise ValueError(f"{_KEY}.best: {self.best!r} is not a metric; after validation there are {known}")
         better = score is not None and (self.best_model_score is None or float(score) < self.best_model_score)
+        if better and trainer.fit_loop._should_accumulate():
+            raise ValueError(
+                f"trainer.val_check_interval: {trainer.val_check_interval} is not allowed with {_KEY}.best; validation "
+                f"must come at the end of a step, so a multiple of {trainer.accumulate_grad_batches} "
+                "(trainer.accumulate_grad_batches) is needed"
+            )
         if self._waits_for_validation or better:
             self._waits_for_validation = False
             if better:
@@ -150,8 +157,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         """Writes aside, renames, and then removes what is no longer kept; on all ranks."""
         if trainer.fast_dev_run:  # type: ignore[attr-defined]  # its connectors set it
             return
-        folder = Path(self.folder or Path(trainer.log_dir or trainer.default_root_dir, "checkpoints"))
-        folder = Path(trainer.strategy.broadcast(str(folder)))
+        folder = self._own_folder(trainer)
         path = folder / f"step={trainer.global_step:08d}.ckpt"
         aside = folder / f".{path.name}.part"
         old_best = self.best_model_path
@@ -178,18 +184,32 @@ class Checkpoints(pl.callbacks.Checkpoint):
             _remove(Path(old) for old in gone if old not in self._newest)
         trainer.strategy.barrier("Checkpoints")
 
+    def _own_folder(self, trainer: pl.Trainer) -> Path:
+        """Where the run's checkpoints are; asked for on every rank."""
+        folder = str(self.folder or Path(trainer.log_dir or trainer.default_root_dir, "checkpoints"))
+        return Path(trainer.strategy.broadcast(folder))
+
+    def _keep_only_own(self, folder: Path) -> None:
+        """Forgets what is not in the run's own folder: a run that began from another's checkpoint leaves it alone."""
+        own = [folder / Path(path).name for path in self._newest]
+        self._newest = [str(path) for path in own if path.exists()]
+        self.last_model_path = self._newest[-1] if self._newest else ""
+        best = folder / Path(self.best_model_path).name
+        there = bool(self.best_model_path) and best.exists()
+        self.best_model_path = str(best) if there else ""
+        self.best_model_score = self.best_model_score if there else None
+
     def state_dict(self) -> dict[str, Any]:
         """Which files there are."""
         return {
-            "newest": list(self._newest),
-            "best_model_path": self.best_model_path,
+            "newest": [Path(path).name for path in self._newest],
+            "best_model_path": Path(self.best_model_path).name,
             "best_model_score": self.best_model_score,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on with the files of the run that is resumed."""
-        self._newest = [path for path in state_dict["newest"] if Path(path).exists()]
-        self.last_model_path = self._newest[-1] if self._newest else ""
+        self._newest = list(state_dict["newest"])
         self.best_model_path = str(state_dict["best_model_path"])
         self.best_model_score = state_dict["best_model_score"]
 

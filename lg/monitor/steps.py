@@ -16,7 +16,8 @@ class StepCallback(pl.Callback):
     Args:
         every: optimizer steps from one figure to the next; figures come after the steps whose number it divides.
             ``null`` is the trainer's ``log_every_n_steps``, so that each line of the log tells of the steps since the
-            one before.
+            one before. Lightning logs at its own steps only: of figures that come between them it takes the last, and
+            repeats the last where none has come.
 
     Raises:
         ValueError: ``every`` is below 1.

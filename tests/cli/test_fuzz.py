@@ -1,7 +1,7 @@
 """Malformed YAMLs, sources, caches, checkpoints and disks: each ends in one sentence, or in a run that is right.
 
-The cases are those of the folder `fuzz`, which runs by itself, too. Here it runs some of each kind, and all of them in
-a test that is marked slow; `LG_FUZZ_REPORT` names the file that their figures are then written to.
+The cases are those of the folder `fuzz`, which runs by itself, too. Here it runs some of each kind, and all of them
+where `LG_FUZZ_REPORT` names the file that their figures are written to.
 """
 
 from __future__ import annotations
@@ -30,12 +30,13 @@ def wrong(out: Path, *words: str) -> tuple[int, list[str]]:
 
 
 def test_some_of_every_kind(tmp_path: Path) -> None:
-    count, told = wrong(tmp_path / "fuzz.json", "--share=0.03")
+    count, told = wrong(tmp_path / "fuzz.json", "--share=0.025")
     assert count > 60
     assert not told, "\n".join(told)
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("LG_FUZZ_REPORT" not in os.environ, reason="takes a quarter of an hour; LG_FUZZ_REPORT=FILE asks")
 def test_more_than_a_thousand(tmp_path: Path) -> None:
     out = Path(os.environ.get("LG_FUZZ_REPORT", tmp_path / "fuzz.json")).absolute()
     count, told = wrong(out)

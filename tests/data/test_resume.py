@@ -128,7 +128,13 @@ class StopAt(pl.Callback):
 
 
 def train(
-    source: Source, where: Path, stop: int = 0, checkpoint: str | None = None, accumulate: int = 1, **data: Any
+    source: Source,
+    where: Path,
+    stop: int = 0,
+    checkpoint: str | None = None,
+    accumulate: int = 1,
+    epochs: int = 0,
+    **data: Any,
 ) -> Noted:
     pl.seed_everything(0, verbose=False)
     model = HybridLM(
@@ -139,7 +145,8 @@ def train(
     )
     noted = Noted()
     options: dict[str, Any] = {
-        "max_steps": STEPS, "accelerator": "cpu", "logger": False, "enable_progress_bar": False,
+        "max_steps": -1 if epochs else STEPS, "max_epochs": epochs or None, "accelerator": "cpu",
+        "logger": False, "enable_progress_bar": False,
         "enable_model_summary": False, "num_sanity_val_steps": 0, "val_check_interval": 5 * accumulate,
         "check_val_every_n_epoch": None, "limit_val_batches": 1, "accumulate_grad_batches": accumulate,
     }  # fmt: skip
@@ -216,3 +223,35 @@ def test_stopped_twice(tmp_path: Path) -> None:
     ]
     assert {step: loss for run in noted for step, loss in run.losses.items()} == whole.losses
     assert sum(len(run.losses) for run in noted) == STEPS
+
+
+def steps_of_epochs(source: Source, where: Path, accumulate: int, **data: Any) -> tuple[Noted, int]:
+    whole = train(source, where, accumulate=accumulate, epochs=3, **data)
+    assert len(whole.losses) % 3 == 0
+    return whole, len(whole.losses) // 3
+
+
+@pytest.mark.parametrize("kind", ["folder", "mixture"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_at_and_around_the_end_of_an_epoch(kind: str, accumulate: int, tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    source = SOURCES[kind](tmp_path / "text")
+    # Shares that are mixed make epochs of the data differ.
+    options: dict[str, Any] = {"row_length": 160, "accumulate": accumulate}
+    whole, of_epoch = steps_of_epochs(source, tmp_path / "whole", **options)
+    for stop in (of_epoch - 1, of_epoch, of_epoch + 1, 2 * of_epoch):
+        where = tmp_path / f"stopped{stop}"
+        before = train(source, where, stop, epochs=3, **options)
+        after = train(source, where, checkpoint=str(where / f"step={stop:08d}.ckpt"), epochs=3, **options)
+        assert before.losses | after.losses == whole.losses, stop
+        assert len(before.losses) + len(after.losses) == len(whole.losses), stop
+        assert before.held_out | after.held_out == whole.held_out, stop
+
+
+def test_another_run_s_checkpoint_is_left_alone(tmp_path: Path) -> None:
+    (tmp_path / "text").mkdir()
+    source = folder(tmp_path / "text")
+    train(source, tmp_path / "a", 5)
+    train(source, tmp_path / "b", checkpoint=str(tmp_path / "a" / "step=00000005.ckpt"))
+    assert [path.name for path in (tmp_path / "a").iterdir()] == ["step=00000005.ckpt"]
+    assert [path.name for path in (tmp_path / "b").iterdir()] == [f"step={STEPS:08d}.ckpt"]

@@ -50,7 +50,8 @@ def _damage(file: str, way: Callable[[random.Random, Path], None]) -> Callable[[
 
 METAS: dict[str, bytes] = {
     "null": b"null", "list": b"[]", "number": b"3", "text": b'"a"', "empty dict": b"{}", "NaN": b"NaN",
-    "deep": b"[" * 100_000, "not UTF-8": b"\xff\xfe{}", "dict of nulls": b'{"origin": null, "files": null, "crc32": null}',
+    "deep": b"[" * 100_000, "not UTF-8": b"\xff\xfe{}",
+    "dict of nulls": b'{"origin": null, "files": null, "crc32": null}',
     "files as list": b'{"origin": {}, "files": [], "crc32": 0}', "long number": b'{"crc32": ' + b"9" * 5000 + b"}",
 }  # fmt: skip
 

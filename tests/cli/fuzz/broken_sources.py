@@ -101,7 +101,8 @@ LINES: dict[str, bytes] = {
     "surrogate": b'{"text": "\\ud800"}\n', "NaN": b'{"text": NaN}\n', "deep": b"[" * 50_000 + b"\n",
     "twice": b'{"text": "a"} {"text": "b"}\n', "UTF-16": '{"text": "a"}\n'.encode("utf-16"),
     "long number": b'{"text": ' + b"9" * 5000 + b"}\n", "key twice": b'{"text": "a", "text": 3}\n',
-    "empty texts": b'{"text": ""}\n' * 3, "no end of line": b'{"text": "a"}', "carriage returns": b'{"text": "a"}\r' * 3,
+    "empty texts": b'{"text": ""}\n' * 3, "no end of line": b'{"text": "a"}',
+    "carriage returns": b'{"text": "a"}\r' * 3,
     "line separator": '{"text": "a\u2028b"}\n'.encode(), "long line": b'{"text": "' + b"x" * 3_000_000 + b'"}\n',
 }  # fmt: skip
 

@@ -68,10 +68,13 @@ MODULES = {
 }
 
 PATHS = (
-    "", " ", ".", "..", "a.b.c", "lg", "lg.", ".lg", "lg.data", "lg.data.Nothing", "lg.nothing.Nothing", "os", "os.system",
+    "", " ", ".", "..", "a.b.c", "lg", "lg.", ".lg", "lg.data", "lg.data.Nothing", "lg.nothing.Nothing", "os",
+    "os.system",
     "builtins.int", "builtins.object", "builtins.None", "typing.Any", "abc.ABC", "Causal", "Folder", "Cut", "Bytes",
     "TextData", "HybridLM", "Checkpoints", "Source", "Tokenizer", "Packing", "Pattern", "Schedule", "LRSchedule",
-    "Occasional", "causal", "Causall", "Windw", "Foldr", "TextDat", "HybridLm", "Checkpoint", "3", "a b", "a-b.c", "a/b", "é",
+    "Occasional", "causal", "Causall", "Windw", "Foldr", "TextDat", "HybridLm", "Checkpoint", "3", "a b", "a-b.c",
+    "a/b",
+    "é",
     "lightning.pytorch.Callback", "lightning.pytorch.LightningModule", "lightning.pytorch.LightningDataModule",
     "__main__.Nothing", "lg.data.files._Hidden", "mine", "mine.number", "mine.function", "mine.Plain", "mine.Nothing",
     "mine.OfSource", "mine.OfTokenizer", "mine.OfPattern", "mine.OfCallback", "mine.OfCallbackType",

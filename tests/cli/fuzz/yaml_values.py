@@ -38,8 +38,11 @@ VALUES: dict[str, Any] = {
     "extra key": {"class_path": "Cut", "init_args": {}, "more": 1},
 }  # fmt: skip
 
-# Values that make a run of hours or that ask for what this machine has not.
-_UNFIT = {("max_steps", "2**31"), ("max_epochs", "2**31"), ("new_tokens", "2**31")}
+# Values that mean a run of hours, or one that waits for other machines, as it must.
+_UNFIT = {
+    ("max_steps", "2**31"), ("max_epochs", "2**31"), ("new_tokens", "2**31"), ("num_nodes", "odd"),
+    ("num_nodes", "2**31"), ("num_nodes", "number as text"),
+}  # fmt: skip
 
 # What stands in the place of a class's required parameters, and parts of the configuration that it needs.
 _SOURCES: dict[type, Config] = {
@@ -65,8 +68,13 @@ _TRAINER = (
     "reload_dataloaders_every_n_epochs", "default_root_dir",
 )  # fmt: skip
 
-# How Lightning calls what it refuses.
-_WORDS = {"max_time": "Timer"}
+# How Lightning calls what it refuses: with a dict in the place of a time, it makes a timedelta of it.
+_WORDS = {
+    "max_time": ("Timer", "trainer: TypeError"),
+    "val_check_interval": ("trainer: TypeError",),
+    "version": ("trainer.logger",),
+    "unknown": ("Compilation", "RunCard", "Summary", "ModelCard"),
+}
 
 Place = tuple[str | int, ...]
 
@@ -125,7 +133,8 @@ def cases() -> Iterator[Case]:
 
             # What a source's argument leads to may be told of the source.
             keys = [str(key) for key in place[2:] if key not in ("init_args", 0)] or [str(place[-1])]
-            yield Case(KIND, f"{owner}{dotted} = {name}", prepare, tuple(_WORDS.get(key, key) for key in keys))
+            others = [word for key in keys for word in _WORDS.get(key, ())]
+            yield Case(KIND, f"{owner}{dotted} = {name}", prepare, (*keys, *others))
 
 
 def _parameters(kind: Any) -> list[str]:
