@@ -165,7 +165,7 @@ def main() -> None:
         known = sources(Path(folder))
         for kind in tqdm(options.kinds or known):
             draw = random.Random(f"{options.seed} {kind}")
-            logs = {name: Path(folder, kind.replace(", ", "_"), name) for name in ("alone", "killed")}
+            logs = {name: Path(folder, "runs", kind.replace(", ", "_"), name) for name in ("alone", "killed")}
             for place in logs.values():
                 place.mkdir(parents=True)
                 config = configuration(known[kind], place, options.steps)

@@ -52,9 +52,9 @@ def _refusing(kind: type) -> set[str]:
     """The parameters of a class that are annotated, and not as optional."""
     try:
         hints = get_type_hints(inspect.getattr_static(kind, "__init__"))
-    except (NameError, TypeError):  # an annotation that only a type checker can read
+        defaults = inspect.signature(kind).parameters
+    except (NameError, TypeError, ValueError):  # an annotation that only a type checker can read, or a class in C
         return set()
-    defaults = inspect.signature(kind).parameters
     return {
         name
         for name, hint in hints.items()

@@ -79,11 +79,13 @@ def troubles_told(given: Config) -> Iterator[None]:
                 "data.init_args.row_length, data.init_args.batch_size, model.init_args.decoder: memory cannot hold "
                 f"what they ask for ({said[:200]}); smaller numbers are needed"
             ) from error
-        if isinstance(error, OSError):
-            what = f"{os.fsdecode(error.filename)!r}: " if error.filename else ""
+        if isinstance(error, OSError) or "embedded null" in said:  # a path that no file can have
+            file = getattr(error, "filename", None)
+            what = f"{os.fsdecode(file)!r}: " if isinstance(file, (str, bytes)) else ""
+            why = getattr(error, "strerror", None) or said
             raise Refused(
-                f"trainer: a file of the run cannot be read or written: {what}{error.strerror or error}; a folder on a "
-                "disk with room is needed (trainer.logger.init_args.save_dir, trainer.default_root_dir)"
+                f"trainer: a file of the run cannot be read or written: {what}{why}; "
+                "a folder on a disk with room is needed (trainer.logger.init_args.save_dir, trainer.default_root_dir)"
             ) from error
         if isinstance(error, MisconfigurationException):
             raise Refused(_with_key(error, given)) from error

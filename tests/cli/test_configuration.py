@@ -128,3 +128,34 @@ def test_longer_circle(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def test_config_without_a_file() -> None:
     with pytest.raises(ValueError, match=r"--config: a YAML file is needed"):
         gather(["--config"])
+
+
+LAUGHS = "a: &a [1, 1, 1, 1, 1, 1, 1, 1, 1, 1]\n" + "".join(
+    f"{key}: &{key} [{', '.join(['*' + under] * 10)}]\n" for under, key in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize(
+    ("content", "told"),
+    [
+        (LAUGHS, "more than 10000 values"),
+        ("a: &a [*a]", "40 levels"),
+        ("a: &a {b: *a}", "40 levels"),
+        ("a: " + "[" * 60 + "]" * 60, "40 levels"),
+        ("a: " + "[" * 20_000 + "]" * 20_000, "is not YAML|40 levels"),
+        ("a: !!bool perhaps", "is not YAML"),
+        ("a: {b: [1, 9223372036854775808]}", "^a.b.1: an integer of 65 bits is not allowed"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(tmp_path: Path, content: str, told: str) -> None:
+    (tmp_path / "c.yaml").write_text(content)
+    with pytest.raises(ValueError, match=told):
+        load(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("path", ["x" * 5000, "a\0b", "loop.yaml", "folder"])
+def test_a_path_that_no_file_can_have(tmp_path: Path, path: str) -> None:
+    (tmp_path / "loop.yaml").symlink_to("loop.yaml")
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(ValueError, match="is not a file"):
+        load(tmp_path / path)

@@ -1,0 +1,42 @@
+"""What stops a run is told in one sentence with its key, and faults of lg's own stay tracebacks."""
+
+from __future__ import annotations
+
+import errno
+import threading
+
+import pytest
+import torch
+
+from lg.attention import Window
+from lg.cli.trouble import Refused, refusals_told, troubles_told
+
+GIVEN = {"model": {"init_args": {"patterns": {"near": {"class_path": "Window", "init_args": {"window": 8}}}}}}
+
+
+def test_a_full_disk() -> None:
+    told = r"trainer: .*'logs/x': No space left on device; .*trainer\.logger\.init_args"
+    with pytest.raises(Refused, match=told), troubles_told({}):
+        raise OSError(errno.ENOSPC, "No space left on device", "logs/x")
+
+
+def test_too_little_memory() -> None:
+    with pytest.raises(Refused, match=r"data\.init_args\.row_length.*memory cannot hold"), troubles_told({}):
+        torch.empty(2**60)
+
+
+def test_a_fault_of_lgs_own_stays_what_it_is() -> None:
+    with pytest.raises(KeyError), troubles_told({}):
+        {}["a fault"]
+
+
+def test_the_class_that_refuses_is_found_in_the_configuration() -> None:
+    with pytest.raises(Refused, match=r"^model.init_args.patterns.near: TypeError: .*widow"), refusals_told(GIVEN):
+        Window(widow=3)  # type: ignore[call-arg]
+
+
+def test_other_threads_are_heard_as_before(capsys: pytest.CaptureFixture[str]) -> None:
+    hook = threading.excepthook
+    with troubles_told({}):
+        assert threading.excepthook is not hook
+    assert threading.excepthook is hook
