@@ -320,7 +320,8 @@ def test_of_three_at_once_one_makes_it(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("ending", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT])
 def test_one_that_is_killed_does_not_stop_the_others(tmp_path: Path, ending: signal.Signals) -> None:
-    first = started(tmp_path, pause=0.2)
+    # Long enough for the second one to begin while it works, on a busy machine too: it is killed before its end.
+    first = started(tmp_path, pause=0.8)
     until(lambda: half_written(tmp_path))
     second = started(tmp_path)
     assert second.stderr
