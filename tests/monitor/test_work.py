@@ -106,12 +106,12 @@ def test_the_matmul_rate_is_that_of_a_matrix_product() -> None:
 
 def test_it_is_said_what_utilisation_is_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level("INFO"):
-        run = fitted(tmp_path, model(), [Work(every=1)], max_steps=2, precision="bf16-mixed")
+        run = fitted(tmp_path, model(), [Work(every=1)], max_steps=2)
     rate = run.values("work/matmul_TFLOP_per_s")[2]
     told = [message for message in caplog.messages if message.startswith("work/mfu_percent is of")]
     # Twice, where training was faster than what was measured first.
     assert 1 <= len(told) <= 2
-    assert any(f"{rate:.3g} TFLOP/s (bfloat16" in message for message in told)
+    assert any(f"{rate:.3g} TFLOP/s (float32" in message for message in told)
 
 
 def test_rows_of_one_document_each(tmp_path: Path) -> None:
