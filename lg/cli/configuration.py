@@ -93,7 +93,7 @@ def merge(under: Config, over: Config) -> Config:
 
 
 def check_size(content: Any, what: str) -> None:
-    """Refuses what is too large to be meant: integers of more than 64 bits, and trees that anchors make endless.
+    """Refuses what cannot be meant: integers of more than 64 bits, trees that anchors make endless, texts with a NUL.
 
     Args:
         content: what YAML was read as.
@@ -104,9 +104,13 @@ def check_size(content: Any, what: str) -> None:
     """
     if _num_values(content, 0) > _MOST:
         raise ValueError(f"{what} holds more than {_MOST} values or {_DEEPEST} levels, anchors followed")
-    for place, bits in _wide_integers(content):
+    for place, value in _leaves(content):
         key = ".".join(place) or what
-        raise ValueError(f"{key}: an integer of {bits} bits is not allowed; it must be from -2**63 to 2**63 - 1")
+        if isinstance(value, int) and not -(2**63) <= value < 2**63:
+            bits = value.bit_length() + 1
+            raise ValueError(f"{key}: an integer of {bits} bits is not allowed; it must be from -2**63 to 2**63 - 1")
+        if isinstance(value, str) and "\0" in value:
+            raise ValueError(f"{key}: {value!r:.60} is not allowed; it must not hold a NUL character")
 
 
 def as_argument(config: Config) -> str:
@@ -140,13 +144,13 @@ def _read(path: Path, above: tuple[Path, ...]) -> Config:
     return content
 
 
-def _wide_integers(node: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], int]]:
-    """The keys that lead to integers of more than 64 bits, their sign counted, and their bits."""
-    if isinstance(node, int) and not -(2**63) <= node < 2**63:
-        yield place, node.bit_length() + 1
+def _leaves(node: Any, place: tuple[str, ...] = ()) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """The values that hold no others, after the keys that lead to them."""
+    if not isinstance(node, (dict, list)):
+        yield place, node
     items = node.items() if isinstance(node, dict) else enumerate(node) if isinstance(node, list) else ()
     for key, child in items:
-        yield from _wide_integers(child, (*place, str(key)))
+        yield from _leaves(child, (*place, str(key)))
 
 
 def _num_values(node: Any, depth: int) -> int:

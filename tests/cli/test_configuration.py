@@ -159,3 +159,9 @@ def test_a_path_that_no_file_can_have(tmp_path: Path, path: str) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(ValueError, match="is not a file"):
         load(tmp_path / path)
+
+
+def test_a_text_with_a_nul_character_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text('trainer: {default_root_dir: "a\\0b"}\n')
+    with pytest.raises(ValueError, match=r"trainer\.default_root_dir: .* must not hold a NUL"):
+        gather(["--config", str(tmp_path / "a.yaml")])
