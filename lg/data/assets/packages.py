@@ -5,7 +5,7 @@ Mirrors, proxies and credentials are the user's own; lg names no host. Nothing i
 
 import errno
 import hashlib
-import importlib.util
+import importlib.metadata
 import os
 import re
 import shutil
@@ -126,7 +126,8 @@ class PyPI(Pinned):
         return f"{self.name}=={self.version} from PyPI"
 
     def _command(self, folder: Path) -> list[str]:
-        if importlib.util.find_spec("pip") is None:
+        # `find_spec("pip")` would wake setuptools' replacement of distutils, which warns.
+        if not any(importlib.metadata.distributions(name="pip")):
             raise ValueError(f"{self.spelled} needs pip, which {sys.executable} does not have: `python -m ensurepip`")
         # pip runs the setup.py of a source archive, so it must compare the checksum itself, before.
         requirement = folder / "requirement.txt"

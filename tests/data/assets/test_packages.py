@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
+import importlib.metadata
 import io
+import sys
 import tarfile
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -100,8 +102,15 @@ def test_no_client(package: Package, client: str, tmp_path: Path, monkeypatch: p
 
 
 def test_no_pip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.metadata, "distributions", lambda **asked: iter(()))
     assert "tiny==1.0 from PyPI needs pip" in refused(PyPI("tiny", "1.0", WRONG), tmp_path)
+
+
+def test_nothing_is_said_of_distutils(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Setuptools warns where pip is looked for after the standard library's distutils was imported."""
+    monkeypatch.setitem(sys.modules, "distutils", ModuleType("distutils"))
+    monkeypatch.setattr(sys, "executable", "/bin/true")
+    assert "tiny==1.0 from PyPI" in refused(PyPI("tiny", "1.0", WRONG), tmp_path)
 
 
 # What clients said on a disk that was full: pip through Python's own last words, npm in its own.
