@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 
 # Lightning's log keeps the stderr that it finds when first imported: not that of a single test.
@@ -14,6 +15,9 @@ import torch
 def pytest_configure(config: pytest.Config) -> None:
     # Tensors are small here: threads cost more than they bring.
     torch.set_num_threads(1)
+    # A shell starts what it runs in the background deaf to Ctrl-C, and its children inherit that.
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
