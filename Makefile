@@ -1,5 +1,6 @@
 # Two commands on a fresh machine: `make fit` trains the flagship, `make test` runs the test suite.
 # `make docs` builds the documentation into site/; a warning is an error.
+# `make kernels` compiles every variant of the GPU kernels, without a GPU: most of an hour on two cores.
 #
 #   PYTHON=python3.12     the interpreter to make .venv with (3.10 or newer)
 #   VENV=.venv            where to
@@ -14,7 +15,7 @@ CONFIG ?= configs/hybrid.yaml
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: fit test check docs clean
+.PHONY: fit test check kernels docs clean
 
 fit: $(VENV)/.lg
 	$(BIN)/lg fit --config $(CONFIG)
@@ -26,6 +27,9 @@ check: $(VENV)/.lg-dev
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+kernels: $(VENV)/.lg-dev
+	$(BIN)/python -m lg.attention.impl.triton.ahead --all
 
 docs: $(VENV)/.lg-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

@@ -1,4 +1,4 @@
-"""What every test shares: one thread, a cache of its own, and GPU tests only where a GPU is."""
+"""What every test shares: one thread, a cache of its own, and where there is no GPU no GPU tests, but its kernels."""
 
 from __future__ import annotations
 
@@ -6,10 +6,15 @@ import os
 import signal
 from pathlib import Path
 
-# Lightning's log keeps the stderr that it finds when first imported: not that of a single test.
-import lightning.pytorch  # noqa: F401
 import pytest
 import torch
+
+# Triton's interpreter runs kernels on a CPU, if it is asked for before anything imports Triton; Lightning does.
+if not torch.cuda.is_available():
+    os.environ["TRITON_INTERPRET"] = "1"
+
+# Lightning's log keeps the stderr that it finds when first imported: not that of a single test.
+import lightning.pytorch  # noqa: F401
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -17,6 +17,7 @@ from lg.attention.patterns import (
 )
 from lg.attention.reading import PredicateError
 from lg.attention.retention import Kept
+from lg.attention.routed import Routed
 from lg.attention.tiles import Tiles, TileTable
 
 __all__ = [
@@ -33,6 +34,7 @@ __all__ = [
     "PerHead",
     "PredicateError",
     "PrefixLM",
+    "Routed",
     "ShiftedGroups",
     "SinkWindow",
     "Strided",

@@ -96,6 +96,8 @@ class Tiles:
         queries: tuple[int, int] | None = None,
     ) -> None:
         self.pattern = pattern
+        # Kept as a string: torch's compiler need not follow how a predicate is read as text.
+        self.text = pattern.text
         self.documents = documents
         self.queries = queries or (0, documents.length)
         self.heads = num_kv_heads if pattern.heads_differ else 1
@@ -104,12 +106,11 @@ class Tiles:
         if not 0 <= self.queries[0] < self.queries[1] <= documents.length:
             raise ValueError(f"queries {self.queries} are not allowed; they must lie within {documents.length} tokens")
         self._attributes = {name: documents.attribute(name) for name in pattern.attributes}
-        if "*" in pattern.text:
-            self._refuse_overflow(num_kv_heads)
+        self._refuse_overflow(num_kv_heads)
         self._kept: dict[object, object] = {}
 
     def _refuse_overflow(self, num_kv_heads: int) -> None:
-        """Kernels count in 32 bits; a product of positions may not fit."""
+        """Kernels count in 32 bits; what a predicate makes of positions may not fit."""
         start, end = self.documents.bounds
         token = Reach(0, int((end - start).max()) - 1)
         doc = SimpleNamespace(**{name: Reach(int(x.min()), int(x.max())) for name, x in self._attributes.items()})
@@ -150,6 +151,13 @@ class Tiles:
         document = owner[query]
         doc = SimpleNamespace(**{name: values.to(device)[document] for name, values in self._attributes.items()})
         return self.pattern.mask(position[query], position[key], head, doc) & (document == owner[key])
+
+    def mask(self, device: torch.device) -> Tensor:
+        """Which key each query sees: bool [heads, Lq, L]; slow, and for the oracle."""
+        query = torch.arange(*self.queries, device=device)[:, None]
+        key = torch.arange(self.documents.length, device=device)
+        head = torch.arange(self.heads, device=device)[:, None, None]
+        return self.seen(query, key, head)
 
     def read(self, q: Span, k: Span, head: Tensor, document: Tensor) -> Truth:
         """The tile reading of rectangles that lie each in one document.

@@ -311,6 +311,8 @@ def test_what_kernels_would_count_beyond_32_bits_is_refused() -> None:
     assert pattern.tiles(200_000).table().num_partial > 0
     with pytest.raises(PredicateError, match=r"of 600,000 tokens `.*7919.*` reaches 4,751,392,081, beyond the 32 bits"):
         pattern.tiles(600_000)
+    with pytest.raises(PredicateError, match="of 4 tokens `q \\+ 2147483647 > k` reaches 2,147,483,650"):
+        predicate("q + 2147483647 > k").tiles(4)
 
 
 @pytest.mark.parametrize("fields", [{"steps": list}, {"steps": dict}])

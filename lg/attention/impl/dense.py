@@ -22,7 +22,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
 
     A query that sees nothing gives 0.
     """
-    seen = _mask(tiles, q.device).repeat_interleave(q.shape[1] // tiles.heads, 0)
+    seen = tiles.mask(q.device).repeat_interleave(q.shape[1] // tiles.heads, -3)
     groups = q.shape[1] // k.shape[1]
     scores = (q * scale) @ k.repeat_interleave(groups, 1).mT
     scores = scores.masked_fill(~seen, float("-inf"))
@@ -36,11 +36,3 @@ def executed(tiles: Tiles) -> Executed:
     """Every pair of the square; its weights are kept for the backward pass."""
     first, end = tiles.queries
     return Executed(torch.full((tiles.heads,), (end - first) * tiles.documents.length), scores_again=False)
-
-
-def _mask(tiles: Tiles, device: torch.device) -> Tensor:
-    """Which key each query sees, in each head of the tiles: bool [tiles.heads, Lq, L]."""
-    query = torch.arange(*tiles.queries, device=device)[:, None]
-    key = torch.arange(tiles.documents.length, device=device)
-    head = torch.arange(tiles.heads, device=device)[:, None, None]
-    return tiles.seen(query, key, head)
