@@ -1,4 +1,5 @@
-"""Writes the README's measured tables from benchmarks/results/*.json, and draws its picture: nothing is made by hand.
+"""Writes measured tables of the README and of docs/kernels.md from benchmarks/results/*.json, and draws the README's
+picture: nothing is made by hand.
 
 python benchmarks/readme.py
 """
@@ -7,11 +8,12 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README = HERE.parent / "README.md"
+README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "kernels.md"
 BEGIN, END = "<!-- measured: benchmarks/readme.py -->\n", "<!-- end of measured -->\n"
 
 
@@ -81,10 +83,81 @@ def backends(result: dict[str, Any]) -> str:
     )
 
 
+def attention(result: dict[str, Any]) -> str:
+    """Attention alone at its longest, in short."""
+    cases = {
+        "causal": "full causal",
+        "sink_window_2k": "window of 1,984 and 64 sinks",
+        "strided_2k": "blocks: 16 local, every 128th",
+        "packed_sink_window_2k": "the window and sinks, packed documents",
+    }
+    return (
+        "Attention alone on one GPU, 131,072 tokens, 32 query and 8 KV heads of 128, bf16: ms forward / backward\n"
+        "([more](docs/kernels.md)).\n\n"
+        + milliseconds(result, cases, 131_072, 8, ("triton", "flash", "sdpa", "flex_flash", "flex"))
+        + f"\n{source(result)}"
+    )
+
+
+def milliseconds(
+    result: dict[str, Any], cases: Mapping[str, str], length: int, kv_heads: int, impls: Sequence[str]
+) -> str:
+    """A line a case, a column an implementation."""
+    of = {
+        (row["case"], row["impl"]): f"{row['fwd_ms']:.1f} / {row['bwd_ms']:.1f}"
+        for row in result["rows"]
+        if (row["length"], row["kv_heads"]) == (length, kv_heads) and "fwd_ms" in row
+    }
+    shown = [impl for impl in impls if any((case, impl) in of for case in cases)]
+    return table(["", *shown], [[what, *(of.get((case, impl), "") for impl in shown)] for case, what in cases.items()])
+
+
+def kernels(result: dict[str, Any]) -> str:
+    """Every case that was timed: one table a length and number of KV heads, then rates, memory, and agreement."""
+    timed = [row for row in result["rows"] if "fwd_ms" in row]
+    parts = ["Milliseconds forward / backward, 32 query heads of 128, bf16.\n"]
+    for length, kv_heads in dict.fromkeys((row["length"], row["kv_heads"]) for row in timed):
+        cases = dict.fromkeys(row["case"] for row in timed if (row["length"], row["kv_heads"]) == (length, kv_heads))
+        impls = ("triton", "flash", "sdpa", "flex_flash", "flex", "flex_best", "flex_128x64", "auto")
+        told = milliseconds(result, {case: case for case in cases}, length, kv_heads, impls)
+        parts.append(f"{length:,} tokens, {kv_heads} KV heads:\n\n{told}")
+    rates = [
+        [
+            f"{row['case']}, {row['impl']}",
+            f"{row['fwd_tflops']:.0f} / {row['bwd_tflops']:.0f}",
+            f"{row['fwd_executed_tflops']:.0f} / {row['bwd_executed_tflops']:.0f}",
+            f"{row['peak_MiB']:,.0f}",
+            f"{max(row['errors'].values()):.4f}" if "errors" in row else "",
+        ]
+        for row in timed
+        if (row["length"], row["kv_heads"]) == (131_072, 8) and row["impl"] != "auto"
+    ]
+    parts.append(
+        "TFLOP/s forward / backward at 131,072 tokens and 8 KV heads, peak memory, and the greatest relative error of "
+        "output\nand gradients against the first of each case:\n\n"
+        + table(["", "useful", "executed", "MiB", "error"], rates)
+    )
+    return "\n".join([*parts, source(result)])
+
+
 def rewritten(text: str) -> str:
     """The README with its measured part made anew."""
-    results = {path.stem: json.loads(path.read_text()) for path in (HERE / "results").glob("*.json")}
-    body = "\n".join((laptop(results["laptop"]), gpu(results["first_light"]), backends(results["backends"])))
+    results = _results()
+    last = attention(results["attention"]) if "attention" in results else backends(results["backends"])
+    return _filled(text, "\n".join((laptop(results["laptop"]), gpu(results["first_light"]), last)))
+
+
+def page_rewritten(text: str) -> str:
+    """docs/kernels.md with its measured part made anew."""
+    results = _results()
+    return _filled(text, kernels(results["attention"]) if "attention" in results else backends(results["backends"]))
+
+
+def _results() -> dict[str, Any]:
+    return {path.stem: json.loads(path.read_text()) for path in (HERE / "results").glob("*.json")}
+
+
+def _filled(text: str, body: str) -> str:
     return re.sub(f"{BEGIN}.*?{END}", lambda _: f"{BEGIN}{body}{END}", text, flags=re.DOTALL)
 
 
@@ -108,3 +181,4 @@ def picture() -> None:
 if __name__ == "__main__":
     picture()
     README.write_text(rewritten(README.read_text()))
+    PAGE.write_text(page_rewritten(PAGE.read_text()))

@@ -72,6 +72,8 @@ def test_measured_tables_are_those_of_the_result_files() -> None:
     tables = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(tables)
     assert tables.rewritten(README) == README
+    page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
+    assert tables.page_rewritten(page) == page and "| flex" in page
     assert README.count(" tokens/s ") == 1
 
 

@@ -14,8 +14,12 @@ from functools import cache
 
 from torch import Tensor
 
-from lg.attention.impl import Implementation, dense, flash, flex, gather, sdpa
+from lg.attention.check import refused
+from lg.attention.impl import Implementation, dense, flash, flex, gather, sdpa, triton
 from lg.attention.impl.proof import Proven
+from lg.attention.pattern import Pattern
+from lg.attention.rates import ranked
+from lg.attention.routed import Routed, RoutedTiles
 from lg.attention.tiles import Tiles
 
 log = logging.getLogger(__name__)
@@ -26,22 +30,31 @@ IMPLEMENTATIONS: dict[str, Implementation] = {
     "gather": gather,
     "sdpa": sdpa,
     "flex": flex.TRITON,
+    "triton": triton,
     "flex_flash": Proven("flex_flash", flex.FLASH),
     "flash": Proven("flash", flash),
 }
 
-# What `auto` tries on each kind of device, and why each would be taken there.
+# What `auto` tries on each kind of device, and why each would be taken there: in this order, but first of all those
+# that were measured, the fastest first.
 _CHOICE = {
     "cuda": {
         "flash": "FlashAttention-4 is the fastest there is for it, and its gradients passed their check here",
         "sdpa": "everything before a query is seen",
         "flex_flash": "FlashAttention-4 skips the tiles that nobody sees, and its gradients passed their check here",
         "flex": "FlexAttention skips the tiles that nobody sees",
+        "triton": "lg's own kernels skip the tiles that nobody sees",
     },
     "cpu": {
         "sdpa": "everything before a query is seen",
         "gather": "it trains on a CPU, in time linear in what is seen",
     },
+}
+
+# Of patterns that are chosen by content, anywhere.
+_ROUTED = {
+    "triton": "lg's kernels take tiles that are chosen on the device",
+    "dense": "tiles are chosen by content, and without a GPU there are no kernels for that",
 }
 
 
@@ -64,6 +77,8 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto", sc
         ValueError: if shapes do not fit, or the named implementation cannot compute this; with the reason.
     """
     implementation = chosen(q, k, v, tiles, impl)
+    if isinstance(tiles.pattern, Routed):
+        tiles = RoutedTiles(tiles, q, k)
     return implementation.run(q, k, v, tiles, q.shape[-1] ** -0.5 if scale is None else scale)
 
 
@@ -80,13 +95,23 @@ def chosen(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto") ->
     return _best(q, k, v, tiles) if impl == "auto" else _named(impl, q, k, v, tiles)
 
 
+def candidates(kind: str, pattern: Pattern) -> tuple[str, ...]:
+    """The implementations that "auto" chooses among for a pattern on this kind of device, by name.
+
+    >>> from lg.attention import Window
+    >>> candidates("cpu", Window(8))
+    ('sdpa', 'gather')
+    """
+    return tuple(_ROUTED if isinstance(pattern, Routed) else _CHOICE.get(kind, _CHOICE["cpu"]))
+
+
 def _named(name: str, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implementation:
     if name not in IMPLEMENTATIONS:
         raise ValueError(
             f"attention implementation {name!r} is unknown; allowed are auto, {', '.join(IMPLEMENTATIONS)} "
             "(YAML: model.init_args.attention)"
         )
-    refusal = IMPLEMENTATIONS[name].refusal(q, k, v, tiles)
+    refusal = _refusal(name, q, k, v, tiles)
     if refusal:
         raise ValueError(f"attention implementation {name!r} cannot compute this: {refusal}")
     return IMPLEMENTATIONS[name]
@@ -94,13 +119,28 @@ def _named(name: str, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implemen
 
 def _best(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> Implementation:
     refusals = []
-    for name, reason in _CHOICE.get(q.device.type, _CHOICE["cpu"]).items():
-        refusal = IMPLEMENTATIONS[name].refusal(q, k, v, tiles)
+    for name, reason in _order(q, k, tiles).items():
+        refusal = _refusal(name, q, k, v, tiles)
         if refusal is None:
             _tell(name, str(tiles.pattern), q.device.type, reason)
             return IMPLEMENTATIONS[name]
         refusals.append(f"{name}: {refusal}")
     raise ValueError(f"no attention implementation takes {tiles.pattern} on {q.device}: {'; '.join(refusals)}")
+
+
+def _order(q: Tensor, k: Tensor, tiles: Tiles) -> dict[str, str]:
+    """What `auto` tries, and why each would be taken."""
+    if isinstance(tiles.pattern, Routed):
+        return _ROUTED
+    allowed = _CHOICE.get(q.device.type, _CHOICE["cpu"])
+    measured = {name: reason for name, reason in ranked(q, k, tiles) if name in allowed}
+    return measured | {name: reason for name, reason in allowed.items() if name not in measured}
+
+
+def _refusal(name: str, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
+    if isinstance(tiles.pattern, Routed) and name not in _ROUTED:
+        return f"{tiles.pattern} is chosen by content, which only {' and '.join(_ROUTED)} compute"
+    return IMPLEMENTATIONS[name].refusal(q, k, v, tiles) or refused(name, q, k, v, tiles)
 
 
 @cache

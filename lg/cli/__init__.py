@@ -24,10 +24,12 @@ COMMANDS = {
     "cost": "count what a model costs at any length, beside full attention",
     "patterns": "draw what layers may see: every pattern, or those of a configuration",
     "data": "fetch real texts and tokenizers, and list those that there are",
+    "check": "find out whether attention is right on this machine, in every way that a model would use it",
+    "bench": "time attention, implementation by implementation",
 }
 
 # Commands that need no Trainer: each has a module with a `run` of its own.
-_MODULES = {"cost": "lg.cli.cost", "patterns": "lg.cli.patterns", "data": "lg.cli.data"}
+_MODULES = {name: f"lg.cli.{name}" for name in ("cost", "patterns", "data", "check", "bench")}
 
 _SHOWN = 400  # characters of the beginning and of the end of a message
 
@@ -45,6 +47,8 @@ commands:
   lg cost --config configs/hybrid.yaml --lengths 32K,1M         what it costs there
   lg patterns SinkWindow --window=64                            what a pattern sees, drawn
   lg data fetch austen                                          the six novels, to train on
+  lg check --config configs/hybrid.yaml                         whether its attention is right here
+  lg bench attention                                            which attention is fastest here
 
 A YAML file may build on another (`base: base.yaml`). LG_TRACEBACK=1 shows where an error arose.
 """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import sys
-import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING
+
+from lg.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
     from lg.data.assets.asset import Asset
@@ -81,7 +82,7 @@ def _fetch(words: list[str]) -> None:
             raise ValueError(f"{name!r} is not known; {question}allowed: {', '.join(ASSETS)}, or --all for all of them")
     if not names:
         raise ValueError(f"a name is needed; allowed: {', '.join(ASSETS)}, or --all for all of them")
-    line, failures = _Line(), []
+    line, failures = ProgressLine(), []
     try:
         with fetching(line.show) as fetcher:
             for name in names:
@@ -99,25 +100,3 @@ def _fetch(words: list[str]) -> None:
     line.clear()
     if failures:
         raise ValueError("\nlg data: ".join(failures))
-
-
-class _Line:
-    """The line of a terminal that says what is being done; where stderr is a file, each thing once."""
-
-    def __init__(self) -> None:
-        self._shown = ""
-        self._began = time.monotonic()
-
-    def show(self, what: str) -> None:
-        if sys.stderr.isatty():
-            self.clear()
-            self._shown = f"{time.monotonic() - self._began:4.0f} s  {what}"[:79]
-            print(self._shown, end="", file=sys.stderr, flush=True)
-        elif what.partition(":")[0] != self._shown:
-            self._shown = what.partition(":")[0]
-            print(self._shown, file=sys.stderr, flush=True)
-
-    def clear(self) -> None:
-        if self._shown and sys.stderr.isatty():
-            print(f"\r{' ' * len(self._shown)}\r", end="", file=sys.stderr, flush=True)
-            self._shown = ""

@@ -13,10 +13,10 @@ from tqdm import tqdm
 
 from lg.data.corpus import Corpus, id_type
 from lg.data.encoders import tokenised
-from lg.data.folder import cache_folder
 from lg.data.source import Document, Source
 from lg.data.store import Damaged, Draft, Origin, remove, verify, writable
 from lg.data.tokenizer import Tokenizer
+from lg.folder import cache_folder
 
 _VERSION = 1  # of what a folder holds, and of how lg's own tokenizers read text
 _ARRAYS = ("tokens", "starts", "num_bytes", "places")
@@ -36,7 +36,7 @@ def cached(source: Source, tokenizer: Tokenizer, folder: str | None = None, proc
     Args:
         source: of documents; never all in memory at once.
         tokenizer: what turns them into ids.
-        folder: of the cache; by default the one of ``lg.data.folder.cache_folder``.
+        folder: of the cache; by default the one of ``lg.folder.cache_folder``.
         processes: that tokenise; by default as many as there are cores, where that pays.
 
     Raises:

@@ -120,21 +120,21 @@ class Work(TimedCallback):
 def _costs(module: HybridLM, dtype: torch.dtype) -> BatchCosts:
     """What counts the module's batches, for attention in ``dtype``."""
     config, patterns = module.decoder_config, scheduled(module.schedule, module.patterns)
-    known: dict[tuple[Pattern, bool], Implementation] = {}
+    known: dict[tuple[Pattern, bool, int], Implementation] = {}
 
     def implementation(pattern: Pattern, documents: Documents) -> Implementation:
-        # The choice hangs on types and shapes, not on lengths: it is asked for with few tokens, once.
-        packed = len(documents.starts) > 1
-        if (pattern, packed) not in known:
-            starts = (0, 128) if packed else (0,)
-            few = Documents(256, starts, {name: [0] * len(starts) for name in documents.attributes})
+        # The choice hangs on types and shapes, and on whether there are several documents: it is asked for once.
+        case = pattern, len(documents.starts) > 1, documents.length
+        if case not in known:
+            # One token in the place of all: of the values nothing is read.
+            one = torch.empty(config.head_width, dtype=dtype, device=module.device)
             q, k, v = (
-                torch.empty(1, heads, few.length, config.head_width, dtype=dtype, device=module.device).requires_grad_()
+                one.expand(1, heads, documents.length, -1).detach().requires_grad_()
                 for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)
             )
             with torch.enable_grad():
-                known[pattern, packed] = chosen(q, k, v, pattern.tiles(few, config.num_kv_heads), module.attention)
-        return known[pattern, packed]
+                known[case] = chosen(q, k, v, pattern.tiles(documents, config.num_kv_heads), module.attention)
+        return known[case]
 
     return BatchCosts(
         config,

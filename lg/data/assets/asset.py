@@ -11,7 +11,7 @@ from pathlib import Path
 
 from lg.data.assets.archive import Files
 from lg.data.assets.packages import Package
-from lg.data.folder import cache_folder
+from lg.folder import cache_folder
 
 SUMS = "SHA256SUMS"
 

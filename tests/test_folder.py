@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from lg.data.folder import cache_folder
+from lg.folder import cache_folder
 
 
 @pytest.mark.parametrize(

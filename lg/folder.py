@@ -1,4 +1,4 @@
-"""Where lg keeps what it can make or fetch again: tokens, and the texts of ``lg data fetch``."""
+"""Where lg keeps what it can make or fetch again: tokens, texts of ``lg data fetch``, verdicts of ``lg check``."""
 
 import os
 from pathlib import Path
