@@ -218,7 +218,7 @@ def learn(rows: list[_Row]) -> None:
 
 def lists(tiles: Tiles, case: Case) -> Plan:
     """What our kernels read besides q, k and v, on the device."""
-    return plan(tiles, options(case.dtype, case.width, case.device), case.device)
+    return plan(tiles, options(case.dtype, case.width, torch.cuda.get_device_capability(case.device)), case.device)
 
 
 def packings() -> Iterator[_Row]:

@@ -53,35 +53,54 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As `lg.attention.impl.triton.operators.attention_backward`."""
-    (batch, heads, num_queries, width), (heads_kv, length) = q.shape, k.shape[1:3]
     grad = grad if grad.stride(3) == 1 else grad.contiguous()
+    dq, statistics = backward_query(grad, q, k, v, out, lse, plan, text, first_query, scale)
+    return dq, *backward_key(grad, q, k, v, statistics, plan, text, first_query, scale)
+
+
+def backward_query(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, out: Tensor, lse: Tensor, plan: Plan, text: str, first_query: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradient of the queries, and what `backward_key` needs to know of each query: [B * H, 2, Lq padded]."""
+    (batch, heads, num_queries, _), length, launch = q.shape, k.shape[2], plan.options.query
     padded = -(-num_queries // _PADDED) * _PADDED
     statistics = lse.new_zeros((batch * heads, 2, padded))
-    dq, dk, dv = (torch.empty_like(x) for x in (q, k, v))
-    keys, values, tma = _gone_through((k, v), plan.options.query, plan.options.query.k)
+    dq = torch.empty_like(q)
+    keys, values, tma = _gone_through((k, v), launch, launch.k)
     with _on(q.device):
         kernels.attention_backward_query[_grid(plan.query, heads // plan.heads, batch)](
             q, keys, values, out, grad, lse.contiguous(), statistics, dq, *plan.query.lists, *plan.where,
             *_strides(q, k, v, out, grad, dq), plan.query.of_row, heads, num_queries, padded, length, first_query,
-            scale, TMA=tma, **_compiled_in(q, k, text, plan, plan.options.query),
+            scale, TMA=tma, **_compiled_in(q, k, text, plan, launch),
         )  # fmt: skip
-        launch, grid = plan.options.key, _grid(plan.key, heads_kv // plan.heads, batch)
-        compiled_in = _compiled_in(q, k, text, plan, launch)
-        num_slots = plan.key.num_slots(plan.heads * -(-length // launch.k))
-        shares = q.new_empty((batch, grid[1], num_slots, 2, launch.k, compiled_in["D"]), dtype=torch.float32)
-        queries, grads, tma = _gone_through((q, grad), launch, launch.q)
-        numbers = TensorDescriptor.from_tensor(statistics, [1, 1, launch.q]) if tma else statistics
+    return dq, statistics
+
+
+def backward_key(
+    grad: Tensor, q: Tensor, k: Tensor, v: Tensor, statistics: Tensor, plan: Plan, text: str, first_query: int,
+    scale: float,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The gradients of keys and values."""
+    (batch, _, num_queries, width), (heads_kv, length), launch = q.shape, k.shape[1:3], plan.options.key
+    grid, compiled_in = _grid(plan.key, heads_kv // plan.heads, batch), _compiled_in(q, k, text, plan, launch)
+    num_slots = plan.key.num_slots(plan.heads * -(-length // launch.k))
+    shares = statistics.new_empty((batch, grid[1], num_slots, 2, launch.k, compiled_in["D"]))
+    dk, dv = torch.empty_like(k), torch.empty_like(v)
+    queries, grads, tma = _gone_through((q, grad), launch, launch.q)
+    numbers = TensorDescriptor.from_tensor(statistics, [1, 1, launch.q]) if tma else statistics
+    with _on(q.device):
         kernels.attention_backward_key[grid](
             queries, k, v, grads, numbers, dk, dv, shares, *plan.key.lists, *plan.where,
-            *_strides(q, k, v, grad, dk, dv), plan.key.of_row, heads_kv, num_slots, num_queries, padded, length,
-            first_query, scale, TMA=tma, **compiled_in,
+            *_strides(q, k, v, grad, dk, dv), plan.key.of_row, heads_kv, num_slots, num_queries,
+            statistics.shape[2], length, first_query, scale, TMA=tma, **compiled_in,
         )  # fmt: skip
         if num_slots:
             kernels.sum_of_shares[(len(plan.key.dealt) * (launch.k // _SUMMED), *grid[1:])](
                 shares, dk, dv, plan.key.dealt, *_strides(dk, dv), num_slots, length,
                 WIDTH=width, D=compiled_in["D"], K=launch.k, ROWS=_SUMMED, enable_fp_fusion=True,
             )  # fmt: skip
-    return dq, dk, dv
+    return dk, dv
 
 
 def _grid(work: Work, heads: int, batch: int) -> tuple[int, int, int]:
