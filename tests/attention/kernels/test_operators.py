@@ -85,6 +85,8 @@ def test_a_plan_goes_through_an_operator_and_back() -> None:
     on = plan(tiles, options(torch.float32, 16, CAPABILITY), torch.device(DEVICE))
     again = Plan.of(on.lists, on.launches)
     assert (again.options, again.heads) == (on.options, 2)
+    # Kernels are compiled for pointers of this kind; of another they would be compiled anew.
+    assert all(x.storage_offset() % 4 == 0 and x.is_contiguous() for x in on.lists)
     assert all(torch.equal(one, other) for one, other in zip(again.lists, on.lists, strict=True))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import accumulate
 from typing import NamedTuple
 
 import torch
@@ -66,49 +67,40 @@ class Plan(NamedTuple):
 
     @property
     def num_bytes(self) -> int:
-        """Device memory of the lists; what two kernels share is counted once."""
-        return sum({x.data_ptr(): x.numel() * x.element_size() for x in self.lists}.values())
+        """Device memory of the lists."""
+        return sum(x.numel() * x.element_size() for x in self.lists)
 
 
 def plan(tiles: Tiles, options: Options, device: torch.device) -> Plan:
     """The tiles for kernels so launched, on the device. Tiles chosen by content decide their own size."""
+    on = where(tiles.documents, tiles.pattern.attributes)
     if isinstance(tiles, RoutedTiles):
-        rows_of, columns_of = routed_work(tiles)
-        documents = where(tiles.documents, tiles.pattern.attributes, device)
-        return Plan(rows_of, rows_of, columns_of, documents, options.at(tiles.block_q, tiles.block_k), tiles.heads)
-    rows: dict[tuple[int, int], Work] = {}
-    for launch in (options.forward, options.query):
-        if (launch.q, launch.k) not in rows:
-            rows[launch.q, launch.k] = moved(work(tiles.table(launch.q, launch.k)), device)
-    columns = work(tiles.transposed(options.key.q, options.key.k), deal=True)
-    return Plan(
-        rows[options.forward.q, options.forward.k],
-        rows[options.query.q, options.query.k],
-        moved(columns, device),
-        where(tiles.documents, tiles.pattern.attributes, device),
-        options,
-        tiles.heads,
-    )
+        rows, columns = routed_work(tiles)
+        documents = Where(*_together_on(on, device))
+        return Plan(rows, rows, columns, documents, options.at(tiles.block_q, tiles.block_k), tiles.heads)
+    forward, query = (work(tiles.table(launch.q, launch.k)) for launch in (options.forward, options.query))
+    key = work(tiles.transposed(options.key.q, options.key.k), deal=True)
+    made = Plan(forward, query, key, on, options, tiles.heads)
+    return Plan.of(_together_on(made.lists, device), made.launches)
 
 
-def where(documents: Documents, attributes: Sequence[str], device: torch.device) -> Where:
-    """The documents, and what a predicate asks of them, on the device."""
+def where(documents: Documents, attributes: Sequence[str]) -> Where:
+    """The documents, and what a predicate asks of them, on the host."""
     packed = len(documents.starts) > 1
     of_token = documents.of_token.long() if packed or attributes else torch.zeros(0, dtype=torch.int64)
-    starts, ends = documents.bounds[:, of_token] if packed else torch.zeros(2, 0)
-    asked = [documents.attribute(name)[of_token] for name in attributes]
-    return Where(
-        _on(starts.int(), device),
-        _on(ends.int(), device),
-        _on(torch.stack(asked).int() if asked else torch.zeros(0, 0, dtype=torch.int32), device),
-    )
+    starts, ends = documents.bounds[:, of_token].int() if packed else torch.zeros(2, 0, dtype=torch.int32)
+    asked = [documents.attribute(name)[of_token].int() for name in attributes]
+    return Where(starts, ends, torch.stack(asked) if asked else torch.zeros(0, 0, dtype=torch.int32))
 
 
-def moved(lists: Work, device: torch.device) -> Work:
-    """The lists on the device."""
-    return Work(*(_on(x, device) for x in lists))
+def _together_on(lists: Sequence[Tensor], device: torch.device) -> list[Tensor]:
+    """The lists, int32, on the device: moved as one, while it still computes what came before.
 
-
-def _on(x: Tensor, device: torch.device) -> Tensor:
-    # Copied while the device still computes what came before.
-    return x.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else x.to(device)
+    Each begins at a multiple of 16 bytes, always: kernels are compiled for that.
+    """
+    begins = [0, *accumulate(-(-x.numel() // 4) * 4 for x in lists)]
+    together = torch.zeros(begins[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
+    for begin, x in zip(begins, lists, strict=False):
+        together[begin : begin + x.numel()] = x.flatten()
+    moved = together.to(device, non_blocking=True)
+    return [moved[begin : begin + x.numel()].view(x.shape) for begin, x in zip(begins, lists, strict=False)]
