@@ -38,7 +38,7 @@ from lg.attention.attend import IMPLEMENTATIONS, chosen
 from lg.attention.bench import PATTERNS, Case, as_in_training, measured
 from lg.attention.impl import Executed, Implementation, flex
 from lg.attention.impl.triton.options import options
-from lg.attention.impl.triton.plan import Plan, plan
+from lg.attention.impl.triton.plan import Plan, packed, plan, unpacked
 from lg.attention.rates import table
 from lg.data import Stdlib
 
@@ -218,7 +218,8 @@ def learn(rows: list[_Row]) -> None:
 
 def lists(tiles: Tiles, case: Case) -> Plan:
     """What our kernels read besides q, k and v, on the device."""
-    return plan(tiles, options(case.dtype, case.width, torch.cuda.get_device_capability(case.device)), case.device)
+    launched = options(case.dtype, case.width, torch.cuda.get_device_capability(case.device))
+    return unpacked(*packed(plan(tiles, launched), case.device))
 
 
 def packings() -> Iterator[_Row]:

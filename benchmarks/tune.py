@@ -25,7 +25,7 @@ from lg.attention.bench.timing import times
 from lg.attention.cost import visible_pairs
 from lg.attention.impl.triton import ahead, launch
 from lg.attention.impl.triton.options import Launch, Options, options
-from lg.attention.impl.triton.plan import plan
+from lg.attention.impl.triton.plan import packed, plan, unpacked
 
 WIDTH, HEADS, HEADS_KV = 128, 32, 8
 LENGTHS = {"sink_window_2k": 131_072, "strided_2k": 131_072, "window_4k": 131_072, "causal": 32_768}
@@ -88,7 +88,7 @@ class Problem:
         return self._shipped[kernel]
 
     def _plan(self, launches: Options) -> Any:
-        return plan(self.tiles, launches, self.q.device)
+        return unpacked(*packed(plan(self.tiles, launches), self.q.device))
 
     def call(self, kernel: str, one: Launch) -> Any:
         """A function of nothing that launches the kernel so."""
@@ -114,25 +114,26 @@ def main() -> None:
     command.add_argument("--cases", default="sink_window_2k,strided_2k,causal")
     given = command.parse_args()
     until, capability = time.monotonic() + 60 * given.minutes, torch.cuda.get_device_capability()
-    jobs = [
-        (kernel, name, one, capability)
-        for name in given.cases.split(",")
-        for kernel in given.kernels.split(",")
-        for one in candidates(kernel)
-    ]
+    # A case is timed after the other; each has its share of the time.
+    names, kernels = given.cases.split(","), given.kernels.split(",")
     rows: list[dict[str, Any]] = []
-    known: dict[str, Problem] = {}
-    with multiprocessing.get_context("spawn").Pool(min(os.cpu_count() or 1, 14)) as pool:
-        for (kernel, name, one, _), told in zip(jobs, pool.imap(compiled, jobs), strict=True):
-            row = {"case": name, "kernel": kernel, **one._asdict(), **told}
-            rows.append(row)
-            if "error" not in told and time.monotonic() < until:
-                if name not in known:
-                    known.clear()
-                    known[name] = Problem(name, capability)
-                row.update(timed(known[name], kernel, one))
-            write(given.out, "launches of lg's kernels", torch.cuda.get_device_name(), ["torch", "triton"], rows)
-    for name, kernel in itertools.product(given.cases.split(","), given.kernels.split(",")):
+    begun, context = time.monotonic(), multiprocessing.get_context("spawn")
+    for number, name in enumerate(names, 1):
+        jobs = [(kernel, name, one, capability) for kernel in kernels for one in candidates(kernel)]
+        problem, share = Problem(name, capability), begun + (until - begun) * number / len(names)
+        # Leaving ends what still compiles.
+        with context.Pool(min(os.cpu_count() or 1, 14)) as pool:
+            for (kernel, _, one, _), told in zip(jobs, pool.imap(compiled, jobs), strict=True):
+                row = {"case": name, "kernel": kernel, **one._asdict(), **told}
+                rows.append(row)
+                if "error" not in told:
+                    row.update(timed(problem, kernel, one))
+                write(given.out, "launches of lg's kernels", torch.cuda.get_device_name(), ["torch", "triton"], rows)
+                if time.monotonic() > share:
+                    print(f"{name}: {len(jobs)} candidates do not fit into the time")
+                    break
+        del problem
+    for name, kernel in itertools.product(names, kernels):
         own = [row for row in rows if (row["case"], row["kernel"]) == (name, kernel)]
         done = sorted((row for row in own if "ms" in row), key=lambda row: float(row["ms"]))
         print(f"\n{name}, {kernel}: {len(own)} candidates, {len(done)} timed")

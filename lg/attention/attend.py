@@ -161,6 +161,11 @@ def _check(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> None:
             f"q {tuple(q.shape)}, k {tuple(k.shape)} and v {tuple(v.shape)} do not fit: q must be [B, H, Lq, D] and "
             "k and v [B, G, L, D] with H a multiple of G"
         )
+    if not (q.dtype == k.dtype == v.dtype and q.device == k.device == v.device):
+        raise ValueError(
+            f"q of {q.dtype} on {q.device}, k of {k.dtype} on {k.device} and v of {v.dtype} on {v.device} do not fit: "
+            "they must be of one type, on one device"
+        )
     first, end = tiles.queries
     if (num_queries, length) != (end - first, tiles.documents.length):
         raise ValueError(

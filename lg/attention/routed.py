@@ -34,7 +34,7 @@ class Routed(Pattern):
     """A pattern whose tiles are chosen by content, within what `sees` admits.
 
     A subclass has two more fields or properties, ``block_q`` and ``block_k``: tokens in a block of queries and of keys,
-    powers of two of at least 16.
+    powers of two from 16 to 128.
     """
 
     @abstractmethod
@@ -102,9 +102,9 @@ class RoutedTiles(Tiles):
 
 def _block(pattern: Pattern, name: str) -> int:
     size = getattr(pattern, name, None)
-    if not isinstance(size, int) or size < 16 or size & (size - 1):
+    if not isinstance(size, int) or not 16 <= size <= 128 or size & (size - 1):
         raise ValueError(
-            f"{type(pattern).__name__}.{name}={size!r} is not allowed; it must be a power of two of at least 16 "
+            f"{type(pattern).__name__}.{name}={size!r} is not allowed; it must be a power of two from 16 to 128 "
             f"(YAML: model.init_args.patterns.<name>.init_args.{name})"
         )
     return size

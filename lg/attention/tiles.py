@@ -98,9 +98,12 @@ class Tiles:
         self.pattern = pattern
         # Kept as a string: torch's compiler need not follow how a predicate is read as text.
         self.text = pattern.text
+        self.heads_differ = pattern.heads_differ
         self.documents = documents
+        # Likewise, since of a length asked for it makes a condition.
+        self.packed = len(documents.starts) > 1
         self.queries = queries or (0, documents.length)
-        self.heads = num_kv_heads if pattern.heads_differ else 1
+        self.heads = num_kv_heads if self.heads_differ else 1
         if pattern.made_for not in (None, num_kv_heads):
             raise ValueError(f"{pattern} is made for {pattern.made_for} KV heads, but the layer has {num_kv_heads}")
         if not 0 <= self.queries[0] < self.queries[1] <= documents.length:

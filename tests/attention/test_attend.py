@@ -198,6 +198,12 @@ def test_shapes_that_do_not_fit_are_refused(shapes: Any, says: str) -> None:
         attend(*(torch.zeros(s) for s in shapes), Causal().tiles(Documents(10)))
 
 
+def test_types_that_differ_are_refused() -> None:
+    q, k, v = inputs(100)
+    with pytest.raises(ValueError, match=r"k of torch.float64 on cpu and v of torch.bfloat16 on cpu do not fit"):
+        attend(q, k, v.bfloat16(), Causal().tiles(100))
+
+
 def test_what_are_no_tiles_or_no_heads_is_told() -> None:
     q, k, v = inputs(100)
     with pytest.raises(ValueError, match=r"Window\(window=8\) is not allowed as tiles; they are pattern.tiles"):

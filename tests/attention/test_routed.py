@@ -107,7 +107,7 @@ def test_only_what_takes_lists_of_the_device_computes_it() -> None:
 @pytest.mark.parametrize(
     ("pattern", "told"),
     [
-        (Told(((0,), (0,)), block_k=48), "Told.block_k=48 is not allowed; it must be a power of two of at least 16"),
+        (Told(((0,), (0,)), block_k=48), "Told.block_k=48 is not allowed; it must be a power of two from 16 to 128"),
         (Told(((0,),)), r"Told.*.route gave int64 \(1, 1, 1, 1\); it must be integers \[1, 1, 2, 'any number'\]"),
         (Told(((0.5,), (0.5,))), r"Told.*.route gave float32 \(1, 1, 2, 1\)"),  # type: ignore[arg-type]
     ],

@@ -52,12 +52,12 @@ class Facts(NamedTuple):
     def of(cls, q: Tensor, k: Tensor, tiles: Tiles) -> Facts:
         """Those of queries [B, H, Lq, D] and keys [B, G, L, D] that `attend` is handed."""
         return cls(
-            k.shape[1] if tiles.heads > 1 or tiles.pattern.made_for else 2,
+            k.shape[1] if tiles.heads_differ or tiles.pattern.made_for else 2,
             q.shape[1] // k.shape[1],
             q.shape[3],
             q.dtype,
             q.device,
-            len(tiles.documents.starts) > 1,
+            tiles.packed,
             tiles.queries != (0, tiles.documents.length),
         )
 

@@ -107,7 +107,10 @@ def _answer(
         failure = entry.verdict.failure
         refusal = failure and f"{failure}; `lg check --config FILE --again` checks anew"
     else:
-        wrong = next((other for other in shelf.values() if other.verdict.is_wrong), None)
+        # A chunk of queries is computed as all are.
+        whole = shelf.get(_digest(text, facts._replace(chunk=False)))
+        passed = whole is not None and whole.verdict.failure is None
+        wrong = None if passed else next((other for other in shelf.values() if other.verdict.is_wrong), None)
         refusal = wrong and (
             f"of {wrong.case}: {wrong.verdict.failure}; whether it is right here, `lg check --config FILE` finds out"
         )

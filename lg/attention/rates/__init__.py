@@ -59,7 +59,7 @@ def ranked(q: Tensor, k: Tensor, tiles: Tiles) -> Sequence[Choice]:
     return _choices(
         q.device,
         tiles.text,
-        len(tiles.documents.starts) > 1,
+        tiles.packed,
         tiles.documents.length,
         q.shape[1] // k.shape[1],
         q.shape[3],

@@ -26,6 +26,8 @@ from lg.folder import cache_folder
 
 log = logging.getLogger(__name__)
 
+# Relative errors beyond this are not of rounding, in any type.
+_WRONG = 0.1
 _PROBLEM = ("case", "sees", "packed", "length", "heads", "kv_heads", "width", "dtype")
 
 
@@ -47,7 +49,7 @@ class Rate(NamedTuple):
 
 @cache
 def rates(device: torch.device) -> Sequence[Rate]:
-    """What was measured on such a device: rows of the user's own in place of shipped rows on the same problems.
+    """What was measured on such a device: times of the user's own in place of shipped times on the same problems.
 
     A device without a shipped table is served by that of another of its compute capability.
     """
@@ -56,18 +58,25 @@ def rates(device: torch.device) -> Sequence[Rate]:
     alike = [table for table in shipped if table["device"] == name] or [
         table for table in shipped if capability and table["capability"] == capability
     ]
-    found = {_problem(rate): rate for table in (*alike[:1], _own(name)) for rate in _parsed(table)}
+    found: dict[tuple[object, ...], Rate] = {}
+    for rate in (rate for table in (*alike[:1], _own(name)) for rate in _parsed(table)):
+        # What the user did not measure stands as it was shipped.
+        before = found.get(_problem(rate))
+        found[_problem(rate)] = rate._replace(ms={**before.ms, **rate.ms}) if before else rate
     return tuple(found.values())
 
 
 def rows_of(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Rows of a table from those of `lg.attention.bench`: one a problem, with the times of all that could be timed.
 
-    Left out are chunks of queries, dense attention, which nobody wants to be chosen, and problems with a single time.
+    Left out are chunks of queries, dense attention, which nobody wants to be chosen, results that are far from those of
+    the others, and problems with a single time.
     """
     found: dict[tuple[object, ...], dict[str, Any]] = {}
     for row in rows:
         if "fwd_ms" not in row or row["queries"] != row["length"] or row["impl"] == "dense":
+            continue
+        if any(not error < _WRONG for error in (row.get("errors") or {}).values()):
             continue
         packed = row["documents"] > 1
         problem = {key: packed if key == "packed" else row[key] for key in _PROBLEM}

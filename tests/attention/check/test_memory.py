@@ -97,6 +97,12 @@ def test_wrong_results_in_one_case_are_distrusted_in_all_of_that_width_and_type_
     )
     memory.remember("mine", case(Window(10)), PASSED)
     assert refused("mine", *asked(Window(10))) is None
+    # `lg check` lets all tokens ask; some of them are computed as all are.
+    q, k, v, tiles = asked(Window(10))
+    some = Tiles(tiles.pattern, tiles.documents, k.shape[1], (100, 300))
+    assert refused("mine", q[:, :, 100:], k, v, some) is None
+    memory.remember("mine", case(Window(10), chunk=True), WRONG)
+    assert "it failed the check" in str(refused("mine", q[:, :, 100:], k, v, some))
     assert refused("mine", *asked(Window(9), width=32)) is None
     assert refused("mine", *asked(Window(9), dtype=torch.bfloat16)) is None
     assert refused("other", *asked(Window(9))) is None

@@ -10,7 +10,7 @@ from torch import Tensor
 from lg.attention import Causal, Documents, Pattern, PrefixLM, SinkWindow, Strided, Tiles, Window, attend
 from lg.attention.impl import triton as kernels
 from lg.attention.impl.triton import launch, work
-from lg.attention.impl.triton.options import Launch, Options
+from lg.attention.impl.triton.options import Launch, Options, options
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 NAMES = ("output", "dq", "dk", "dv")
@@ -184,6 +184,15 @@ def test_errors_stay_within_the_budget_at_any_width_on_a_gpu(width: int, dtype: 
     for groups in (1, 4):
         tiles = SinkWindow(window=300, sinks=70).tiles(Documents(1500, (0, 800)), 2)
         _within_the_budget(tiles, 2 * groups, 2, width, dtype)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("pattern", [SinkWindow(window=100, sinks=7), Strided(64, 1, 60)], ids=str)
+def test_errors_stay_within_the_budget_where_blocks_of_keys_are_dealt_on_a_gpu(pattern: Pattern) -> None:
+    tiles = pattern.tiles(9000, 2)
+    launched = options(torch.bfloat16, 128, torch.cuda.get_device_capability())
+    assert len(work.work(tiles.transposed(launched.key.q, launched.key.k), deal=True).dealt)
+    _within_the_budget(tiles, 4, 2, 128, torch.bfloat16)
 
 
 def _within_the_budget(tiles: Tiles, heads: int, heads_kv: int, width: int, dtype: torch.dtype) -> None:

@@ -41,15 +41,21 @@ def with_lse(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> tup
     The log-sum-exp has no gradient.
     """
     from lg.attention.impl.triton.operators import attention
-    from lg.attention.impl.triton.plan import plan
+    from lg.attention.impl.triton.plan import Packed, packed, plan
 
     if scale <= 0:
         # The kernels look for the greatest score before they scale.
         q, scale = (-q, -scale) if scale else (q * 0, 1.0)
     q, k, v = (x if x.stride(3) == 1 else x.contiguous() for x in (q, k, v))
     launched = _options(q.dtype, q.shape[3], q.device)
-    on = tiles.kept(("triton", launched, q.device), lambda: plan(tiles, launched, q.device))
-    out, lse = attention(q, k, v, on.lists, on.launches, tiles.text, tiles.queries[0], scale)
+
+    def make() -> Packed:
+        # Kept for whoever comes later, who may take gradients.
+        with torch.inference_mode(False):
+            return packed(plan(tiles, launched), q.device)
+
+    on = tiles.kept(("triton", launched, q.device), make)
+    out, lse = attention(q, k, v, on.lists, on.numbers, tiles.text, tiles.queries[0], scale)
     return out, lse
 
 

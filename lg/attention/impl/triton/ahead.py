@@ -31,7 +31,7 @@ from triton.backends.compiler import GPUTarget
 from lg.attention.documents import Documents
 from lg.attention.impl.triton import launch
 from lg.attention.impl.triton.options import Options, options
-from lg.attention.impl.triton.plan import plan
+from lg.attention.impl.triton.plan import packed, plan, unpacked
 from lg.attention.pattern import Pattern
 from lg.attention.patterns import Causal, Chunked, Dilated, GlobalTokens, PrefixLM, SinkWindow, Strided, Window
 from lg.attention.tiles import Tiles
@@ -146,8 +146,9 @@ def compiled(case: Case, launched: Options | None = None) -> list[Report]:
     """
     documents = Documents(_LENGTH, (0, 5000) if case.packed else (0,), {"prefix": (700,) * (1 + case.packed)})
     heads_kv = case.pattern.made_for or 2
-    tiles, device = Tiles(case.pattern, documents, heads_kv), torch.device("cpu")
-    on = plan(tiles, launched or options(case.dtype, case.width, divmod(case.capability, 10)), device)
+    tiles = Tiles(case.pattern, documents, heads_kv)
+    made = plan(tiles, launched or options(case.dtype, case.width, divmod(case.capability, 10)))
+    on = unpacked(*packed(made, torch.device("cpu")))
     q, out, grad = (torch.empty(1, heads_kv * case.groups, _LENGTH, case.width, dtype=case.dtype) for _ in range(3))
     k, v = (torch.empty(1, heads_kv, _LENGTH, case.width, dtype=case.dtype) for _ in range(2))
     reports: list[Report] = []

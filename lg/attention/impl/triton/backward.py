@@ -16,7 +16,7 @@ import triton.language as tl
 from lg.attention.impl.triton.tile import begun, following, load_rows, store_rows
 
 # Else their values would make kernels of their own.
-_ANY = ["of_row", "num_slots", "num_queries", "length", "first_query"]
+_ANY = ["of_row", "num_kv_heads", "num_slots", "num_queries", "padded", "length", "first_query"]
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
@@ -30,7 +30,7 @@ def _to_query(q, k, v, grad, lse, delta, seen, dq, scale, MASKED: tl.constexpr, 
     return tl.dot(dscore.to(k.dtype), k, dq, input_precision=PRECISION)
 
 
-@triton.jit(do_not_specialize=["of_row", "num_queries", "length", "first_query"])
+@triton.jit(do_not_specialize=["of_row", "num_heads", "num_queries", "padded", "length", "first_query"])
 def attention_backward_query(
     QUERY, KEY, VALUE, OUT, GRAD, LSE, STATISTICS, DQ, ITEMS, RUN_FIRST, RUN_COUNT, PARTIAL, STARTS, ENDS, ATTRIBUTES,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, o_batch, o_head, o_token,

@@ -14,7 +14,7 @@ import triton.language as tl
 from lg.attention.impl.triton.tile import begun, following, load_rows, store_rows
 
 # Else their values would make kernels of their own.
-_ANY = ["of_row", "num_queries", "length", "first_query"]
+_ANY = ["of_row", "num_heads", "num_queries", "length", "first_query"]
 
 
 @triton.jit

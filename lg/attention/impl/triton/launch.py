@@ -53,7 +53,9 @@ def backward(
     scale: float,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """As `lg.attention.impl.triton.operators.attention_backward`."""
-    grad = grad if grad.stride(3) == 1 else grad.contiguous()
+    if grad.stride(3) != 1 or not _describable(grad):
+        # One number for all, say. Another copy is cheaper than addresses of that kind.
+        grad = grad.contiguous()
     dq, statistics = backward_query(grad, q, k, v, out, lse, plan, text, first_query, scale)
     return dq, *backward_key(grad, q, k, v, statistics, plan, text, first_query, scale)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
@@ -15,9 +16,12 @@ from lg.attention.impl.triton.work import Work, routed_work, work
 from lg.attention.routed import RoutedTiles
 from lg.attention.tiles import Tiles
 
+# Of the tensor with most.
+_DIMS = 3
+
 
 class Where(NamedTuple):
-    """Where documents lie, int32 on the device.
+    """Where documents lie, int32.
 
     Attributes:
         starts, ends: of each token, its document's first token and end (exclusive): [L], or [0] if there is but one
@@ -49,21 +53,8 @@ class Plan(NamedTuple):
 
     @property
     def lists(self) -> list[Tensor]:
-        """All tensors, one after the other, as operators of torch take them."""
+        """All tensors, one after the other."""
         return [*self.forward, *self.query, *self.key, *self.where]
-
-    @property
-    def launches(self) -> list[int]:
-        """All numbers, likewise."""
-        return [number for launch in self.options for number in launch] + [self.heads]
-
-    @classmethod
-    def of(cls, lists: Sequence[Tensor], launches: Sequence[int]) -> Plan:
-        """The inverse of both."""
-        n, m = len(Work._fields), len(Launch._fields)
-        works = [Work(*lists[i : i + n]) for i in range(0, 3 * n, n)]
-        options = Options(*(Launch(*launches[i : i + m]) for i in range(0, 3 * m, m)))
-        return cls(works[0], works[1], works[2], Where(*lists[3 * n :]), options, launches[-1])
 
     @property
     def num_bytes(self) -> int:
@@ -71,36 +62,71 @@ class Plan(NamedTuple):
         return sum(x.numel() * x.element_size() for x in self.lists)
 
 
-def plan(tiles: Tiles, options: Options, device: torch.device) -> Plan:
-    """The tiles for kernels so launched, on the device. Tiles chosen by content decide their own size."""
-    on = where(tiles.documents, tiles.pattern.attributes)
+class Packed(NamedTuple):
+    """A plan as operators of torch take it: whatever is planned, two tensors of the same kind, so that a compiled graph
+    that takes one plan takes all.
+
+    Attributes:
+        lists: the plan's, end to end: int32, on the device.
+        numbers: where each begins, and its shape; and how the kernels are launched: int64, on the host.
+    """
+
+    lists: Tensor
+    numbers: Tensor
+
+
+def packed(made: Plan, device: torch.device) -> Packed:
+    """The plan on the device. What is on the host is moved as one, while the device still computes what came before."""
+    lists = made.lists
+    # Each begins at a multiple of 16 bytes, always: kernels are compiled for that.
+    begins = [0, *accumulate(-(-x.numel() // 4) * 4 for x in lists)]
+    on_host = all(x.device.type == "cpu" for x in lists)
+    together = torch.zeros(
+        begins[-1],
+        dtype=torch.int32,
+        device="cpu" if on_host else device,
+        pin_memory=on_host and device.type == "cuda",
+    )
+    numbers = []
+    for begin, x in zip(begins, lists, strict=False):
+        together[begin : begin + x.numel()] = x.flatten()
+        numbers += [begin, *x.shape, *[-1] * (_DIMS - x.ndim)]
+    launches = [number for launch in made.options for number in launch]
+    return Packed(together.to(device, non_blocking=True), torch.tensor([*numbers, *launches, made.heads]))
+
+
+def unpacked(lists: Tensor, numbers: Tensor) -> Plan:
+    """The inverse of `packed`."""
+    *told, heads = numbers.tolist()
+    n, m, size = len(Work._fields), len(Launch._fields), 1 + _DIMS
+    count = 3 * n + len(Where._fields)
+    views = []
+    for i in range(0, count * size, size):
+        begin, shape = told[i], [number for number in told[i + 1 : i + size] if number >= 0]
+        views.append(lists[begin : begin + math.prod(shape)].view(shape))
+    works = [Work(*views[i : i + n]) for i in range(0, 3 * n, n)]
+    launches = told[count * size :]
+    options = Options(*(Launch(*launches[i : i + m]) for i in range(0, 3 * m, m)))
+    return Plan(works[0], works[1], works[2], Where(*views[3 * n :]), options, heads)
+
+
+def plan(tiles: Tiles, options: Options) -> Plan:
+    """The tiles for kernels so launched: on the host; those chosen by content, which decide their own size, where they
+    were chosen.
+    """
+    documents = where(tiles.documents, tiles.pattern.attributes)
     if isinstance(tiles, RoutedTiles):
         rows, columns = routed_work(tiles)
-        documents = Where(*_together_on(on, device))
         return Plan(rows, rows, columns, documents, options.at(tiles.block_q, tiles.block_k), tiles.heads)
     forward, query = (work(tiles.table(launch.q, launch.k)) for launch in (options.forward, options.query))
     key = work(tiles.transposed(options.key.q, options.key.k), deal=True)
-    made = Plan(forward, query, key, on, options, tiles.heads)
-    return Plan.of(_together_on(made.lists, device), made.launches)
+    return Plan(forward, query, key, documents, options, tiles.heads)
 
 
 def where(documents: Documents, attributes: Sequence[str]) -> Where:
     """The documents, and what a predicate asks of them, on the host."""
-    packed = len(documents.starts) > 1
-    of_token = documents.of_token.long() if packed or attributes else torch.zeros(0, dtype=torch.int64)
-    starts, ends = documents.bounds[:, of_token].int() if packed else torch.zeros(2, 0, dtype=torch.int32)
+    several = len(documents.starts) > 1
+    of_token = documents.of_token.long() if several or attributes else torch.zeros(0, dtype=torch.int64)
+    starts, ends = documents.bounds[:, of_token].int() if several else torch.zeros(2, 0, dtype=torch.int32)
     asked = [documents.attribute(name)[of_token].int() for name in attributes]
     return Where(starts, ends, torch.stack(asked) if asked else torch.zeros(0, 0, dtype=torch.int32))
-
-
-def _together_on(lists: Sequence[Tensor], device: torch.device) -> list[Tensor]:
-    """The lists, int32, on the device: moved as one, while it still computes what came before.
-
-    Each begins at a multiple of 16 bytes, always: kernels are compiled for that.
-    """
-    begins = [0, *accumulate(-(-x.numel() // 4) * 4 for x in lists)]
-    together = torch.zeros(begins[-1], dtype=torch.int32, pin_memory=device.type == "cuda")
-    for begin, x in zip(begins, lists, strict=False):
-        together[begin : begin + x.numel()] = x.flatten()
-    moved = together.to(device, non_blocking=True)
-    return [moved[begin : begin + x.numel()].view(x.shape) for begin, x in zip(begins, lists, strict=False)]
