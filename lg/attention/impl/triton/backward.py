@@ -13,7 +13,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lg.attention.impl.triton.tile import begun, following, load_rows, store_rows
+from lg.attention.impl.triton.tile import begun, document_of, following, load_rows, store_rows
 
 # Else their values would make kernels of their own.
 _ANY = ["of_row", "num_kv_heads", "num_slots", "num_queries", "padded", "length", "first_query"]
@@ -75,11 +75,7 @@ def attention_backward_query(
         tile, left, run = following(tile, left, run, RUN_FIRST, RUN_COUNT)
 
     token = tl.minimum(first_query + index, length - 1)
-    start = tl.zeros([Q], tl.int32)
-    end = start + length
-    if PACKED:
-        start = tl.load(STARTS + token)
-        end = tl.load(ENDS + token)
+    start, end = document_of(token, STARTS, ENDS, length, Q, PACKED)
     partial = tl.load(ITEM + 5)
     for i in range(partial, partial + tl.load(ITEM + 6)):
         key = tl.load(PARTIAL + i) * K
@@ -141,11 +137,7 @@ def attention_backward_key(
     dv = tl.zeros([K, D], tl.float32)
 
     token = tl.minimum(token, length - 1)
-    start = tl.zeros([K], tl.int32)
-    end = start + length
-    if PACKED:
-        start = tl.load(STARTS + token)
-        end = tl.load(ENDS + token)
+    start, end = document_of(token, STARTS, ENDS, length, K, PACKED)
     num_full = tl.load(ITEM + 4)
     partial = tl.load(ITEM + 5)
     num_partial = tl.load(ITEM + 6)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lg.attention.impl.triton.tile import begun, following, load_rows, store_rows
+from lg.attention.impl.triton.tile import begun, document_of, following, load_rows, store_rows
 
 # Else their values would make kernels of their own.
 _ANY = ["of_row", "num_heads", "num_queries", "length", "first_query"]
@@ -66,11 +66,7 @@ def attention_forward(
 
     index = first + tl.arange(0, Q)
     token = tl.minimum(first_query + index, length - 1)
-    start = tl.zeros([Q], tl.int32)
-    end = start + length
-    if PACKED:
-        start = tl.load(STARTS + token)
-        end = tl.load(ENDS + token)
+    start, end = document_of(token, STARTS, ENDS, length, Q, PACKED)
     partial = tl.load(ITEM + 5)
     for i in range(partial, partial + tl.load(ITEM + 6)):
         key = tl.load(PARTIAL + i) * K

@@ -36,40 +36,36 @@ class Options(NamedTuple):
         return Options(*(launch._replace(q=q, k=k) for launch in self))
 
 
-def _one(q: int, k: int, num_warps: int, num_stages: int, tma: int = 0) -> Launch:
-    return Launch(q, k, num_warps, num_stages, tma)
-
-
 _ByWidth = dict[int, Options]
 
 # In float32 products are exact to the last bit, on the general cores, and the tiles are held in registers: larger ones
 # spill.
 _FLOAT32: _ByWidth = {
-    64: Options(_one(64, 32, 8, 2), _one(64, 32, 8, 2), _one(32, 32, 8, 2)),
-    128: Options(_one(32, 16, 8, 2), _one(64, 32, 8, 2), _one(32, 32, 8, 2)),
-    256: Options(_one(32, 16, 8, 2), _one(32, 16, 8, 2), _one(16, 32, 8, 1)),
+    64: Options(Launch(64, 32, 8, 2), Launch(64, 32, 8, 2), Launch(32, 32, 8, 2)),
+    128: Options(Launch(32, 16, 8, 2), Launch(64, 32, 8, 2), Launch(32, 32, 8, 2)),
+    256: Options(Launch(32, 16, 8, 2), Launch(32, 16, 8, 2), Launch(16, 32, 8, 1)),
 }
 # In bfloat16 and float16, the largest tiles that fit: Ampere's 163 KiB of shared memory;
 _AMPERE: _ByWidth = {
-    64: Options(_one(128, 64, 4, 3), _one(128, 64, 8, 3), _one(64, 128, 8, 3)),
-    128: Options(_one(128, 64, 8, 3), _one(64, 64, 8, 2), _one(64, 64, 8, 2)),
-    256: Options(_one(64, 64, 8, 2), _one(64, 32, 8, 2), _one(32, 32, 8, 2)),
+    64: Options(Launch(128, 64, 4, 3), Launch(128, 64, 8, 3), Launch(64, 128, 8, 3)),
+    128: Options(Launch(128, 64, 8, 3), Launch(64, 64, 8, 2), Launch(64, 64, 8, 2)),
+    256: Options(Launch(64, 64, 8, 2), Launch(64, 32, 8, 2), Launch(32, 32, 8, 2)),
 }
 # the 99 KiB of its smaller devices, and of those that came after them;
 _SMALL: _ByWidth = {
-    64: Options(_one(128, 64, 4, 3), _one(128, 64, 8, 3), _one(64, 128, 8, 2)),
-    128: Options(_one(128, 64, 8, 2), _one(64, 64, 8, 2), _one(64, 64, 8, 2)),
-    256: Options(_one(64, 32, 8, 2), _one(32, 32, 8, 2), _one(32, 32, 8, 2)),
+    64: Options(Launch(128, 64, 4, 3), Launch(128, 64, 8, 3), Launch(64, 128, 8, 2)),
+    128: Options(Launch(128, 64, 8, 2), Launch(64, 64, 8, 2), Launch(64, 64, 8, 2)),
+    256: Options(Launch(64, 32, 8, 2), Launch(32, 32, 8, 2), Launch(32, 32, 8, 2)),
 }
 # and the 227 KiB of Hopper and of large Blackwell devices, which have a tensor memory accelerator.
 _HOPPER: _ByWidth = {
-    64: Options(_one(128, 64, 8, 3, 1), _one(128, 64, 8, 3, 1), _one(64, 128, 8, 2, 1)),
-    128: Options(_one(128, 64, 8, 3, 1), _one(64, 64, 4, 2, 1), _one(64, 128, 8, 2, 1)),
-    256: Options(_one(128, 32, 8, 2, 1), _one(64, 32, 8, 2, 1), _one(32, 64, 8, 2, 1)),
+    64: Options(Launch(128, 64, 8, 3, 1), Launch(128, 64, 8, 3, 1), Launch(64, 128, 8, 2, 1)),
+    128: Options(Launch(128, 64, 8, 3, 1), Launch(64, 64, 4, 2, 1), Launch(64, 128, 8, 2, 1)),
+    256: Options(Launch(128, 32, 8, 2, 1), Launch(64, 32, 8, 2, 1), Launch(32, 64, 8, 2, 1)),
 }
 _OF_DEVICE = {(8, 0): _AMPERE, (8, 7): _AMPERE, (9, 0): _HOPPER, (10, 0): _HOPPER, (10, 3): _HOPPER}
 # To Triton's interpreter a large tile is as quick as a small one.
-_INTERPRETED = Options(_one(64, 64, 4, 1), _one(64, 64, 4, 1), _one(64, 64, 4, 1))
+_INTERPRETED = Options(Launch(64, 64, 4, 1), Launch(64, 64, 4, 1), Launch(64, 64, 4, 1))
 
 
 def options(dtype: torch.dtype, width: int, capability: tuple[int, int] | None) -> Options:

@@ -69,3 +69,14 @@ def following(tile, left, run, RUN_FIRST, RUN_COUNT):
     first = tl.load(RUN_FIRST + run, mask=ends, other=0)
     count = tl.load(RUN_COUNT + run, mask=ends, other=0)
     return tl.where(ends, first, tile + 1), tl.where(ends, count, left - 1), run
+
+
+@triton.jit
+def document_of(token, STARTS, ENDS, length, N: tl.constexpr, PACKED: tl.constexpr):
+    """The first token and the end of the document of each of N tokens; of all there are, if they are one document."""
+    start = tl.zeros([N], tl.int32)
+    end = start + length
+    if PACKED:
+        start = tl.load(STARTS + token)
+        end = tl.load(ENDS + token)
+    return start, end
