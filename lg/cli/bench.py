@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NoReturn
 
 from lg.cli.lengths import tokens_in
-from lg.cli.written import write
+from lg.cli.written import file_for, write
 
 if TYPE_CHECKING:
     import torch
@@ -67,7 +67,7 @@ def run(args: list[str]) -> None:
     if words[0] != "attention":
         raise ValueError(f"{words[0]!r} is not a benchmark; allowed: attention (see lg bench --help)")
     options = _options(words[1:])
-    picture, figures = _file(options.out, "out", ".png"), _file(options.json, "json", ".json")
+    picture, figures = file_for(options.out, "--out", ".png"), file_for(options.json, "--json", ".json")
 
     from lg.attention.bench import measured
     from lg.cli.bench_table import heading, label, line, unit_of
@@ -213,16 +213,6 @@ def _seconds(word: str) -> float:
     if not 0 < seconds <= 60:
         raise ValueError(f"--seconds: {word!r} is not allowed; it must be a number above 0, of at most 60")
     return seconds
-
-
-def _file(name: str | None, key: str, suffix: str) -> Path | None:
-    """The file to write, None if there is to be none."""
-    if not name:
-        return None
-    path = Path(name)
-    if path.suffix != suffix or not path.parent.is_dir() or path.is_dir():
-        raise ValueError(f"--{key}: {name!r} is not allowed; it must be a {suffix} file in a folder that exists")
-    return path
 
 
 def _update(device: torch.device, rows: Sequence[Row]) -> None:

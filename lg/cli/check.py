@@ -5,11 +5,10 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lg.cli.progress import ProgressLine
-from lg.cli.written import write
+from lg.cli.written import file_for, write
 
 if TYPE_CHECKING:
     import torch
@@ -64,7 +63,7 @@ def run(args: list[str]) -> None:
         print(HELP, end="")
         return
     own, rest = _own_options(words)
-    figures = _file(own.get("json", ""))
+    figures = file_for(own.get("json"), "--json", ".json")
     of_model = "all" not in own
     title, rows = _of_configuration(own, rest) if of_model else _of_all(own, rest)
 
@@ -233,13 +232,3 @@ def _named(known: Mapping[str, Any], words: str | None, option: str) -> dict[str
         if name not in known:
             raise ValueError(f"--{option}: {name!r} is not known; allowed: {', '.join(known)}")
     return {name: known[name] for name in names}
-
-
-def _file(name: str) -> Path | None:
-    """The file to write, None if there is to be none."""
-    if not name:
-        return None
-    path = Path(name)
-    if path.suffix != ".json" or not path.parent.is_dir() or path.is_dir():
-        raise ValueError(f"--json: {name!r} is not allowed; it must be a .json file in a folder that exists")
-    return path

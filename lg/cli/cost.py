@@ -22,7 +22,7 @@ from lg.cli.figures import figure, percent
 from lg.cli.lengths import tokens_in
 from lg.cli.model_part import model_parser, read_model
 from lg.cli.trouble import Refused
-from lg.cli.written import write
+from lg.cli.written import file_for, write
 from lg.models.cost import Comparison, LayerKind, ModelCost, compare
 from lg.models.hybrid import HybridLM
 
@@ -46,7 +46,7 @@ def run(args: list[str]) -> None:
         parser.add_argument(option, type=str, default=default, help=what)
     model, options, unread = read_model(parser, args[1:], ["lengths", "prefix", "out", "json"])
     lengths = [tokens_in(word, "lengths") for word in options.lengths.split(",")]
-    png, figures = _file(options.out, "out", ".png"), _file(options.json, "json", ".json")
+    png, figures = file_for(options.out, "out", ".png"), file_for(options.json, "json", ".json")
     prefix = _prefix(model, options.prefix, unread)
     assumed = "" if prefix is None else f", the prefix {prefix:g} of the document"
     with _one_thread():
@@ -174,16 +174,6 @@ def _share(word: str, key: str) -> float:
     if not 0 <= share <= 1:
         raise Refused(f"{key}: {word!r} is not allowed; it must be a share of the document from 0 to 1, such as 0.3")
     return share
-
-
-def _file(name: str, key: str, suffix: str) -> Path | None:
-    """The file to write, None if there is to be none."""
-    if not name:
-        return None
-    path = Path(name)
-    if path.suffix != suffix or not path.parent.is_dir() or path.is_dir():
-        raise Refused(f"{key}: {name!r} is not allowed; it must be a {suffix} file in a folder that exists")
-    return path
 
 
 def _save(path: Path, content: bytes, key: str) -> None:

@@ -1,9 +1,28 @@
-"""Writes a file whole: whoever reads it meanwhile, or writes it too, never meets half of one."""
+"""Writes a file that an option names, whole: whoever reads it meanwhile, or writes it too, never meets half of one."""
 
 from __future__ import annotations
 
 import uuid
 from pathlib import Path
+
+
+def file_for(name: str | None, key: str, suffix: str) -> Path | None:
+    """The file that an option names to be written; None if it names none.
+
+    Args:
+        name: what the user gave.
+        key: the option.
+        suffix: that the file must have.
+
+    Raises:
+        ValueError: if it can be no such file.
+    """
+    if not name:
+        return None
+    path = Path(name)
+    if path.suffix != suffix or not path.parent.is_dir() or path.is_dir():
+        raise ValueError(f"{key}: {name!r} is not allowed; it must be a {suffix} file in a folder that exists")
+    return path
 
 
 def write(path: Path, content: bytes, key: str) -> None:
