@@ -199,5 +199,7 @@ def _within_the_budget(tiles: Tiles, heads: int, heads_kv: int, width: int, dtyp
     low = [x.to(dtype) for x in values(tiles, heads, heads_kv, width)]
     exact = run("dense", [x.double() for x in low], tiles)
     for name, got, plain, want in zip(NAMES, run("triton", low, tiles), run("dense", low, tiles), exact, strict=True):
-        error, budget = float((got - want).norm()), 2 * float((plain - want).norm()) + 1e-5 * float(want.norm())
+        # Where dense attention happens to be exact, as on one token, float32 rounding is still none.
+        least = 1e-5 * float(low[3].norm())
+        error, budget = float((got - want).norm()), 2 * float((plain - want).norm()) + least
         assert error <= budget, f"{name} of {tiles.pattern}: {error:.3g}, where {budget:.3g} is allowed"

@@ -13,26 +13,16 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lg.attention.impl.triton.tile import begun, document_of, following, load_rows, store_rows
+from lg.attention.impl.triton.tile import begun, chosen, document_of, following, load_rows, store_rows
 
 # Else their values would make kernels of their own.
 _ANY = ["of_row", "num_kv_heads", "num_slots", "num_queries", "padded", "length", "first_query"]
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit
-def _to_query(q, k, v, grad, lse, delta, seen, dq, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """A tile's share of dq [Q, D], not yet scaled."""
-    weight = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * scale - lse[:, None])
-    if MASKED:
-        weight = tl.where(seen, weight, 0.0)
-    dscore = weight * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
-    return tl.dot(dscore.to(k.dtype), k, dq, input_precision=PRECISION)
-
-
 @triton.jit(do_not_specialize=["of_row", "num_heads", "num_queries", "padded", "length", "first_query"])
 def attention_backward_query(
-    QUERY, KEY, VALUE, OUT, GRAD, LSE, STATISTICS, DQ, ITEMS, RUN_FIRST, RUN_COUNT, PARTIAL, STARTS, ENDS, ATTRIBUTES,
+    QUERY, KEY, VALUE, OUT, GRAD, LSE, STATISTICS, DQ, ITEMS, RUN_FIRST, RUN_COUNT, STARTS, ENDS, ATTRIBUTES,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, o_batch, o_head, o_token,
     g_batch, g_head, g_token, dq_batch, dq_head, dq_token, of_row, num_heads, num_queries, padded, length, first_query,
     scale,
@@ -54,9 +44,11 @@ def attention_backward_query(
 
     first = row * Q
     index = first + tl.arange(0, Q)
-    q = load_rows(QUERY, batch, head, first, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, True, False, UPCAST)
-    grad = load_rows(GRAD, batch, head, first, g_batch, g_head, g_token, num_queries, Q, WIDTH, D, True, False, UPCAST)
-    out = load_rows(OUT, batch, head, first, o_batch, o_head, o_token, num_queries, Q, WIDTH, D, True, False, UPCAST)
+    token = tl.minimum(first_query + index, length - 1)
+    start, end = document_of(token, STARTS, ENDS, length, Q, PACKED)
+    q = load_rows(QUERY, batch, head, first, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, TMA, UPCAST)
+    grad = load_rows(GRAD, batch, head, first, g_batch, g_head, g_token, num_queries, Q, WIDTH, D, TMA, UPCAST)
+    out = load_rows(OUT, batch, head, first, o_batch, o_head, o_token, num_queries, Q, WIDTH, D, False, UPCAST)
     delta = tl.sum(out.to(tl.float32) * grad.to(tl.float32), 1)
     lse = tl.load(LSE + index, mask=index < num_queries, other=0.0) * _LOG2E
     # A query that sees nothing has minus infinity; all its weights are masked.
@@ -65,40 +57,23 @@ def attention_backward_query(
     tl.store(STATISTICS + padded + index, delta, mask=index < num_queries)
     dq = tl.zeros([Q, D], tl.float32)
 
-    tile, left, run = begun(ITEM, RUN_FIRST, RUN_COUNT)
-    for _ in range(tl.load(ITEM + 4)):
-        k = load_rows(KEY, batch, kv_head, tile * K, k_batch, k_head, k_token, length, K, WIDTH, D, False, TMA, UPCAST)
-        v = load_rows(
-            VALUE, batch, kv_head, tile * K, v_batch, v_head, v_token, length, K, WIDTH, D, False, TMA, UPCAST
-        )
-        dq = _to_query(q, k, v, grad, lse, delta, True, dq, scale * _LOG2E, False, PRECISION)
-        tile, left, run = following(tile, left, run, RUN_FIRST, RUN_COUNT)
-
-    token = tl.minimum(first_query + index, length - 1)
-    start, end = document_of(token, STARTS, ENDS, length, Q, PACKED)
-    partial = tl.load(ITEM + 5)
-    for i in range(partial, partial + tl.load(ITEM + 6)):
-        key = tl.load(PARTIAL + i) * K
-        k = load_rows(KEY, batch, kv_head, key, k_batch, k_head, k_token, length, K, WIDTH, D, True, TMA, UPCAST)
-        v = load_rows(VALUE, batch, kv_head, key, v_batch, v_head, v_token, length, K, WIDTH, D, True, TMA, UPCAST)
-        key_of = (key + tl.arange(0, K))[None, :]
-        seen = SEES((token - start)[:, None], key_of - start[:, None], kv_head, ATTRIBUTES, length, token[:, None])
-        seen &= (key_of >= start[:, None]) & (key_of < end[:, None])
-        dq = _to_query(q, k, v, grad, lse, delta, seen, dq, scale * _LOG2E, True, PRECISION)
+    num_full = tl.load(ITEM + 5)
+    place = begun(ITEM, RUN_FIRST, RUN_COUNT)
+    for i in range(tl.load(ITEM + 6)):
+        key = place[0] * K
+        k = load_rows(KEY, batch, kv_head, key, k_batch, k_head, k_token, length, K, WIDTH, D, TMA, UPCAST)
+        v = load_rows(VALUE, batch, kv_head, key, v_batch, v_head, v_token, length, K, WIDTH, D, TMA, UPCAST)
+        weight = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2E) - lse[:, None])
+        if i >= num_full:
+            key_of = (key + tl.arange(0, K))[None, :]
+            seen = SEES((token - start)[:, None], key_of - start[:, None], kv_head, ATTRIBUTES, length, token[:, None])
+            seen &= (key_of >= start[:, None]) & (key_of < end[:, None])
+            weight = tl.where(seen, weight, 0.0)
+        dscore = weight * (tl.dot(grad, tl.trans(v), input_precision=PRECISION) - delta[:, None])
+        dq = tl.dot(dscore.to(k.dtype), k, dq, input_precision=PRECISION)
+        place = following(place, RUN_FIRST, RUN_COUNT)
 
     store_rows(DQ, dq * scale, batch, head, first, dq_batch, dq_head, dq_token, num_queries, Q, WIDTH, D)
-
-
-@triton.jit
-def _to_key(k, v, q, grad, lse, delta, seen, dk, dv, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """A tile's share of dk, not yet scaled, and of dv: [K, D]; its weights are [K, Q]."""
-    weight = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * scale - lse[None, :])
-    if MASKED:
-        weight = tl.where(seen, weight, 0.0)
-    dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
-    dscore = weight * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
-    dk = tl.dot(dscore.to(q.dtype), q, dk, input_precision=PRECISION)
-    return dk, dv
 
 
 @triton.jit
@@ -113,8 +88,8 @@ def _statistic(STATISTICS, program, number, first, padded, Q: tl.constexpr, TMA:
 
 @triton.jit(do_not_specialize=_ANY)
 def attention_backward_key(
-    QUERY, KEY, VALUE, GRAD, STATISTICS, DK, DV, SHARES, ITEMS, RUN_FIRST, RUN_COUNT, PARTIAL, STARTS, ENDS,
-    ATTRIBUTES, q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    QUERY, KEY, VALUE, GRAD, STATISTICS, DK, DV, SHARES, ITEMS, RUN_FIRST, RUN_COUNT, STARTS, ENDS, ATTRIBUTES,
+    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     g_batch, g_head, g_token, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token,
     of_row, num_kv_heads, num_slots, num_queries, padded, length, first_query, scale,
     SEES: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
@@ -131,51 +106,47 @@ def attention_backward_key(
 
     first = row * K
     token = first + tl.arange(0, K)
-    k = load_rows(KEY, batch, kv_head, first, k_batch, k_head, k_token, length, K, WIDTH, D, True, False, UPCAST)
-    v = load_rows(VALUE, batch, kv_head, first, v_batch, v_head, v_token, length, K, WIDTH, D, True, False, UPCAST)
+    token = tl.minimum(token, length - 1)
+    start, end = document_of(token, STARTS, ENDS, length, K, PACKED)
+    k = load_rows(KEY, batch, kv_head, first, k_batch, k_head, k_token, length, K, WIDTH, D, TMA, UPCAST)
+    v = load_rows(VALUE, batch, kv_head, first, v_batch, v_head, v_token, length, K, WIDTH, D, TMA, UPCAST)
     dk = tl.zeros([K, D], tl.float32)
     dv = tl.zeros([K, D], tl.float32)
 
-    token = tl.minimum(token, length - 1)
-    start, end = document_of(token, STARTS, ENDS, length, K, PACKED)
-    num_full = tl.load(ITEM + 4)
-    partial = tl.load(ITEM + 5)
-    num_partial = tl.load(ITEM + 6)
-
-    for group in range(GROUPS):
-        head = kv_head * GROUPS + group
+    num_full = tl.load(ITEM + 5)
+    num_tiles = tl.load(ITEM + 6)
+    # The tiles, once for each head of the group, in one loop.
+    i = num_tiles * 0
+    head = kv_head * GROUPS
+    begin = begun(ITEM, RUN_FIRST, RUN_COUNT)
+    place = begin
+    for _ in range(GROUPS * num_tiles):
+        query = place[0] * Q
         program = batch * num_kv_heads * GROUPS + head
-
-        tile, left, run = begun(ITEM, RUN_FIRST, RUN_COUNT)
-        for _ in range(num_full):
-            q = load_rows(
-                QUERY, batch, head, tile * Q, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, False, TMA, UPCAST
-            )
-            grad = load_rows(
-                GRAD, batch, head, tile * Q, g_batch, g_head, g_token, num_queries, Q, WIDTH, D, False, TMA, UPCAST
-            )
-            lse = _statistic(STATISTICS, program, 0, tile * Q, padded, Q, TMA)
-            delta = _statistic(STATISTICS, program, 1, tile * Q, padded, Q, TMA)
-            dk, dv = _to_key(k, v, q, grad, lse, delta, True, dk, dv, scale * _LOG2E, False, PRECISION)
-            tile, left, run = following(tile, left, run, RUN_FIRST, RUN_COUNT)
-
-        for i in range(partial, partial + num_partial):
-            query = tl.load(PARTIAL + i) * Q
-            q = load_rows(
-                QUERY, batch, head, query, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, True, TMA, UPCAST
-            )
-            grad = load_rows(
-                GRAD, batch, head, query, g_batch, g_head, g_token, num_queries, Q, WIDTH, D, True, TMA, UPCAST
-            )
+        q = load_rows(QUERY, batch, head, query, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, TMA, UPCAST)
+        grad = load_rows(GRAD, batch, head, query, g_batch, g_head, g_token, num_queries, Q, WIDTH, D, TMA, UPCAST)
+        lse = _statistic(STATISTICS, program, 0, query, padded, Q, TMA)
+        delta = _statistic(STATISTICS, program, 1, query, padded, Q, TMA)
+        weight = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * _LOG2E) - lse[None, :])
+        if i >= num_full:
             index = query + tl.arange(0, Q)
-            lse = _statistic(STATISTICS, program, 0, query, padded, Q, TMA)
-            delta = _statistic(STATISTICS, program, 1, query, padded, Q, TMA)
             query_of = first_query + index[None, :]
             seen = SEES(
                 query_of - start[:, None], (token - start)[:, None], kv_head, ATTRIBUTES, length, token[:, None]
             )
             seen &= (query_of >= start[:, None]) & (query_of < end[:, None]) & (index < num_queries)[None, :]
-            dk, dv = _to_key(k, v, q, grad, lse, delta, seen, dk, dv, scale * _LOG2E, True, PRECISION)
+            weight = tl.where(seen, weight, 0.0)
+        dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
+        dscore = weight * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
+        dk = tl.dot(dscore.to(q.dtype), q, dk, input_precision=PRECISION)
+        place = following(place, RUN_FIRST, RUN_COUNT)
+        i += 1
+        if GROUPS > 1:
+            # Selected, not branched on: what a branch decides cannot be loaded ahead.
+            again = i == num_tiles
+            i = tl.where(again, 0, i)
+            head += again.to(tl.int32)
+            place = chosen(again, begin, place)
 
     slot = tl.load(ITEM + 7)
     if slot < 0:
@@ -206,11 +177,9 @@ def sum_of_shares(
     dk = tl.zeros([ROWS, D], tl.float32)
     dv = tl.zeros([ROWS, D], tl.float32)
     for i in range(tl.load(ONE + 3)):
-        dk += load_rows(
-            SHARES, program, slot + i, part * ROWS, of_head, 2 * K * D, D, K, ROWS, D, D, False, False, False
-        )
+        dk += load_rows(SHARES, program, slot + i, part * ROWS, of_head, 2 * K * D, D, K, ROWS, D, D, False, False)
         dv += load_rows(
-            SHARES + K * D, program, slot + i, part * ROWS, of_head, 2 * K * D, D, K, ROWS, D, D, False, False, False
+            SHARES + K * D, program, slot + i, part * ROWS, of_head, 2 * K * D, D, K, ROWS, D, D, False, False
         )
     first = row * K + part * ROWS
     store_rows(DK, dk, batch, kv_head, first, dk_batch, dk_head, dk_token, length, ROWS, WIDTH, D)

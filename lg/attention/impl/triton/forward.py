@@ -1,7 +1,8 @@
 """The forward pass: one program computes the output of one block of queries in one head.
 
 FlashAttention's online softmax (Dao et al. 2022, arXiv 2205.14135, algorithm 1), over the tiles that the work list
-names: full ones without a mask, partial ones with the predicate compiled into the kernel.
+names: full ones without a mask, then partial ones with the predicate compiled into the kernel. They are one loop, so
+that the loads of the next tile never wait for the last one of a kind.
 
 Legend: B batch, H query heads, G KV heads, Lq queries, L keys, D head width (padded), Q and K tokens in a block.
 """
@@ -17,25 +18,9 @@ from lg.attention.impl.triton.tile import begun, document_of, following, load_ro
 _ANY = ["of_row", "num_heads", "num_queries", "length", "first_query"]
 
 
-@triton.jit
-def _absorb(q, k, v, seen, acc, most, total, scale, MASKED: tl.constexpr, PRECISION: tl.constexpr):
-    """One tile into a block's running output [Q, D], greatest score and sum of weights [Q], in powers of two."""
-    score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
-    if MASKED:
-        score = tl.where(seen, score, float("-inf"))
-    new = tl.maximum(most, tl.max(score, 1) * scale)
-    # A query that has seen nothing yet has minus infinity, from which nothing can be taken.
-    base = tl.where(new == float("-inf"), 0.0, new) if MASKED else new
-    weight = tl.exp2(score * scale - base[:, None])
-    shrink = tl.exp2(most - base)
-    total = total * shrink + tl.sum(weight, 1)
-    acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
-    return acc, new, total
-
-
 @triton.jit(do_not_specialize=_ANY)
 def attention_forward(
-    QUERY, KEY, VALUE, OUT, LSE, ITEMS, RUN_FIRST, RUN_COUNT, PARTIAL, STARTS, ENDS, ATTRIBUTES,
+    QUERY, KEY, VALUE, OUT, LSE, ITEMS, RUN_FIRST, RUN_COUNT, STARTS, ENDS, ATTRIBUTES,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, o_batch, o_head, o_token,
     of_row, num_heads, num_queries, length, first_query, scale,
     SEES: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
@@ -50,32 +35,36 @@ def attention_forward(
     LSE += (batch * num_heads + head).to(tl.int64) * num_queries
 
     first = row * Q
-    q = load_rows(QUERY, batch, head, first, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, True, False, UPCAST)
+    index = first + tl.arange(0, Q)
+    token = tl.minimum(first_query + index, length - 1)
+    start, end = document_of(token, STARTS, ENDS, length, Q, PACKED)
+    q = load_rows(QUERY, batch, head, first, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, TMA, UPCAST)
+    # The running output, greatest score and sum of weights, in powers of two.
     acc = tl.zeros([Q, D], tl.float32)
     most = tl.full([Q], float("-inf"), tl.float32)
     total = tl.zeros([Q], tl.float32)
 
-    tile, left, run = begun(ITEM, RUN_FIRST, RUN_COUNT)
-    for _ in range(tl.load(ITEM + 4)):
-        k = load_rows(KEY, batch, kv_head, tile * K, k_batch, k_head, k_token, length, K, WIDTH, D, False, TMA, UPCAST)
-        v = load_rows(
-            VALUE, batch, kv_head, tile * K, v_batch, v_head, v_token, length, K, WIDTH, D, False, TMA, UPCAST
-        )
-        acc, most, total = _absorb(q, k, v, True, acc, most, total, scale, False, PRECISION)
-        tile, left, run = following(tile, left, run, RUN_FIRST, RUN_COUNT)
-
-    index = first + tl.arange(0, Q)
-    token = tl.minimum(first_query + index, length - 1)
-    start, end = document_of(token, STARTS, ENDS, length, Q, PACKED)
-    partial = tl.load(ITEM + 5)
-    for i in range(partial, partial + tl.load(ITEM + 6)):
-        key = tl.load(PARTIAL + i) * K
-        k = load_rows(KEY, batch, kv_head, key, k_batch, k_head, k_token, length, K, WIDTH, D, True, TMA, UPCAST)
-        v = load_rows(VALUE, batch, kv_head, key, v_batch, v_head, v_token, length, K, WIDTH, D, True, TMA, UPCAST)
-        key_of = (key + tl.arange(0, K))[None, :]
-        seen = SEES((token - start)[:, None], key_of - start[:, None], kv_head, ATTRIBUTES, length, token[:, None])
-        seen &= (key_of >= start[:, None]) & (key_of < end[:, None])
-        acc, most, total = _absorb(q, k, v, seen, acc, most, total, scale, True, PRECISION)
+    num_full = tl.load(ITEM + 5)
+    place = begun(ITEM, RUN_FIRST, RUN_COUNT)
+    for i in range(tl.load(ITEM + 6)):
+        key = place[0] * K
+        k = load_rows(KEY, batch, kv_head, key, k_batch, k_head, k_token, length, K, WIDTH, D, TMA, UPCAST)
+        v = load_rows(VALUE, batch, kv_head, key, v_batch, v_head, v_token, length, K, WIDTH, D, TMA, UPCAST)
+        score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
+        if i >= num_full:
+            key_of = (key + tl.arange(0, K))[None, :]
+            seen = SEES((token - start)[:, None], key_of - start[:, None], kv_head, ATTRIBUTES, length, token[:, None])
+            seen &= (key_of >= start[:, None]) & (key_of < end[:, None])
+            score = tl.where(seen, score, float("-inf"))
+        new = tl.maximum(most, tl.max(score, 1) * scale)
+        # A query that has seen nothing yet has minus infinity, from which nothing can be taken.
+        base = tl.where(new == float("-inf"), 0.0, new)
+        weight = tl.exp2(score * scale - base[:, None])
+        shrink = tl.exp2(most - base)
+        total = total * shrink + tl.sum(weight, 1)
+        acc = tl.dot(weight.to(v.dtype), v, acc * shrink[:, None], input_precision=PRECISION)
+        most = new
+        place = following(place, RUN_FIRST, RUN_COUNT)
 
     # Of a query that sees nothing: 0, and minus infinity, which its greatest score is.
     total = tl.where(total == 0.0, 1.0, total)

@@ -38,12 +38,13 @@ def forward(
     """As `lg.attention.impl.triton.operators.attention`."""
     (batch, heads, num_queries, _), length = q.shape, k.shape[2]
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
-    keys, values, tma = _gone_through((k, v), plan.options.forward, plan.options.forward.k)
+    launch = plan.options.forward
+    queries, keys, values, tma = _blocks(launch, (q, launch.q), (k, launch.k), (v, launch.k))
     with _on(q.device):
         attention_forward[_grid(plan.forward, heads // plan.heads, batch)](
-            q, keys, values, out, lse, *plan.forward.lists, *plan.where,
+            queries, keys, values, out, lse, *plan.forward.lists, *plan.where,
             *_strides(q, k, v, out), plan.forward.of_row, heads, num_queries, length, first_query, scale * _LOG2E,
-            TMA=tma, **_compiled_in(q, k, text, plan, plan.options.forward),
+            TMA=tma, **_compiled_in(q, k, text, plan, launch),
         )  # fmt: skip
     return out, lse
 
@@ -69,10 +70,10 @@ def backward_query(
     padded = -(-num_queries // _PADDED) * _PADDED
     statistics = lse.new_zeros((batch * heads, 2, padded))
     dq = torch.empty_like(q)
-    keys, values, tma = _gone_through((k, v), launch, launch.k)
+    queries, keys, values, grads, tma = _blocks(launch, (q, launch.q), (k, launch.k), (v, launch.k), (grad, launch.q))
     with _on(q.device):
         kernels.attention_backward_query[_grid(plan.query, heads // plan.heads, batch)](
-            q, keys, values, out, grad, lse.contiguous(), statistics, dq, *plan.query.lists, *plan.where,
+            queries, keys, values, out, grads, lse.contiguous(), statistics, dq, *plan.query.lists, *plan.where,
             *_strides(q, k, v, out, grad, dq), plan.query.of_row, heads, num_queries, padded, length, first_query,
             scale, TMA=tma, **_compiled_in(q, k, text, plan, launch),
         )  # fmt: skip
@@ -89,11 +90,11 @@ def backward_key(
     num_slots = plan.key.num_slots(plan.heads * -(-length // launch.k))
     shares = statistics.new_empty((batch, grid[1], num_slots, 2, launch.k, compiled_in["D"]))
     dk, dv = torch.empty_like(k), torch.empty_like(v)
-    queries, grads, tma = _gone_through((q, grad), launch, launch.q)
+    queries, keys, values, grads, tma = _blocks(launch, (q, launch.q), (k, launch.k), (v, launch.k), (grad, launch.q))
     numbers = TensorDescriptor.from_tensor(statistics, [1, 1, launch.q]) if tma else statistics
     with _on(q.device):
         kernels.attention_backward_key[grid](
-            queries, k, v, grads, numbers, dk, dv, shares, *plan.key.lists, *plan.where,
+            queries, keys, values, grads, numbers, dk, dv, shares, *plan.key.lists, *plan.where,
             *_strides(q, k, v, grad, dk, dv), plan.key.of_row, heads_kv, num_slots, num_queries,
             statistics.shape[2], length, first_query, scale, TMA=tma, **compiled_in,
         )  # fmt: skip
@@ -116,11 +117,12 @@ def _strides(*tensors: Tensor) -> list[int]:
     return [stride for x in tensors for stride in x.stride()[:3]]
 
 
-def _gone_through(tensors: tuple[Tensor, Tensor], launch: Launch, rows: int) -> tuple[Any, Any, bool]:
-    """What a program goes through in blocks of rows: pointers or descriptors, and whether they are the latter."""
-    tma = bool(launch.tma) and all(map(_describable, tensors))
-    one, other = ((_descriptor(x, rows) if tma else x) for x in tensors)
-    return one, other, tma
+def _blocks(launch: Launch, *tensors: tuple[Tensor, int]) -> tuple[Any, ...]:
+    """How a kernel is handed tensors that it loads in blocks of so many rows: as pointers, or as descriptors; and last
+    whether they are the latter.
+    """
+    tma = bool(launch.tma) and all(_describable(x) for x, _ in tensors)
+    return (*((_descriptor(x, rows) if tma else x) for x, rows in tensors), tma)
 
 
 def _describable(x: Tensor) -> bool:

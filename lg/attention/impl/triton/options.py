@@ -60,7 +60,7 @@ _SMALL: _ByWidth = {
 # and the 227 KiB of Hopper and of large Blackwell devices, which have a tensor memory accelerator.
 _HOPPER: _ByWidth = {
     64: Options(Launch(128, 64, 8, 3, 1), Launch(128, 64, 8, 3, 1), Launch(64, 128, 8, 2, 1)),
-    128: Options(Launch(128, 64, 8, 3, 1), Launch(64, 64, 4, 2, 1), Launch(64, 128, 8, 2, 1)),
+    128: Options(Launch(64, 64, 4, 3, 1), Launch(64, 64, 4, 2, 1), Launch(64, 64, 4, 2, 1)),
     256: Options(Launch(128, 32, 8, 2, 1), Launch(64, 32, 8, 2, 1), Launch(32, 64, 8, 2, 1)),
 }
 _OF_DEVICE = {(8, 0): _AMPERE, (8, 7): _AMPERE, (9, 0): _HOPPER, (10, 0): _HOPPER, (10, 3): _HOPPER}

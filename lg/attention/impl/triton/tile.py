@@ -13,11 +13,11 @@ import triton.language as tl
 @triton.jit
 def load_rows(
     X, batch, head, first, x_batch, x_head, x_token, limit, ROWS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
-    BOUNDED: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    TMA: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
-    """Rows ``first`` to ``first + ROWS`` of one head: [ROWS, D]; 0 beyond ``limit`` if BOUNDED, and beyond WIDTH.
+    """Rows ``first`` to ``first + ROWS`` of one head: [ROWS, D]; 0 beyond ``limit`` and WIDTH.
 
-    ``X`` is a pointer, or with TMA a descriptor of blocks [1, 1, ROWS, D], which is bounded always.
+    ``X`` is a pointer, or with TMA a descriptor of blocks [1, 1, ROWS, D].
     """
     if TMA:
         x = X.load([batch, head, first, 0]).reshape(ROWS, D)
@@ -26,14 +26,10 @@ def load_rows(
         column = tl.arange(0, D)
         at = X + batch.to(tl.int64) * x_batch + head.to(tl.int64) * x_head + first.to(tl.int64) * x_token
         at = at + row[:, None] * x_token + column[None, :]
-        if BOUNDED and WIDTH < D:
-            x = tl.load(at, mask=(first + row < limit)[:, None] & (column < WIDTH)[None, :], other=0.0)
-        elif BOUNDED:
-            x = tl.load(at, mask=(first + row < limit)[:, None], other=0.0)
-        elif WIDTH < D:
-            x = tl.load(at, mask=(column < WIDTH)[None, :], other=0.0)
-        else:
-            x = tl.load(at)
+        within = (first + row < limit)[:, None]
+        if WIDTH < D:
+            within &= (column < WIDTH)[None, :]
+        x = tl.load(at, mask=within, other=0.0)
     # Triton's interpreter has no bfloat16 arithmetic.
     if UPCAST:
         x = x.to(tl.float32)
@@ -55,20 +51,36 @@ def store_rows(
 
 @triton.jit
 def begun(ITEM, RUN_FIRST, RUN_COUNT):
-    """An item's first full tile, how many of its run are left, and the run."""
-    run = tl.load(ITEM + 2)
-    skip = tl.load(ITEM + 3)
-    return tl.load(RUN_FIRST + run) + skip, tl.load(RUN_COUNT + run) - skip, run
+    """Where an item begins: its first tile, how many of its run are left, and the next run: number, first, count."""
+    run = tl.load(ITEM + 2) + 1
+    return tl.load(ITEM + 3), tl.load(ITEM + 4), run, tl.load(RUN_FIRST + run), tl.load(RUN_COUNT + run)
 
 
 @triton.jit
-def following(tile, left, run, RUN_FIRST, RUN_COUNT):
-    """The next full tile: the next of the run, or the first of the next run, which alone is looked up."""
+def following(place, RUN_FIRST, RUN_COUNT):
+    """The next tile: the next of the run, or the first of the next run, which was looked up a tile before."""
+    tile, left, run, first, count = place
     ends = left == 1
     run += ends.to(tl.int32)
-    first = tl.load(RUN_FIRST + run, mask=ends, other=0)
-    count = tl.load(RUN_COUNT + run, mask=ends, other=0)
-    return tl.where(ends, first, tile + 1), tl.where(ends, count, left - 1), run
+    return (
+        tl.where(ends, first, tile + 1),
+        tl.where(ends, count, left - 1),
+        run,
+        tl.load(RUN_FIRST + run),
+        tl.load(RUN_COUNT + run),
+    )
+
+
+@triton.jit
+def chosen(condition, place, other):
+    """The one place or the other."""
+    return (
+        tl.where(condition, place[0], other[0]),
+        tl.where(condition, place[1], other[1]),
+        tl.where(condition, place[2], other[2]),
+        tl.where(condition, place[3], other[3]),
+        tl.where(condition, place[4], other[4]),
+    )
 
 
 @triton.jit

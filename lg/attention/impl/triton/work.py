@@ -24,24 +24,23 @@ class Work(NamedTuple):
     """The programs of one kernel, int32.
 
     Attributes:
-        items: [programs, 8]: row; head of the table; the first run and how many of its tiles to skip; full tiles; first
-            place in ``partial`` and partial tiles; and the slot of a share, or -1 where the program does the whole row.
-            Or [B, programs, 8], where rows of the batch differ.
-        run_first, run_count: the table's runs of full tiles, and one more, which is never used.
-        partial: the table's partial tiles, and one more likewise.
+        items: [programs, 8]: row; head of the table; the first run; its first tile and how many are left of it; full
+            tiles; all tiles, full ones first; and the slot of a share, or -1 where the program does the whole row. Or
+            [B, programs, 8], where rows of the batch differ.
+        run_first, run_count: adjacent tiles; of a row, runs of full ones, then each partial one as a run of its own.
+            And two more, which are looked up and never used.
         dealt: [rows dealt to several programs, 4]: row; head; first slot; slots.
     """
 
     items: Tensor
     run_first: Tensor
     run_count: Tensor
-    partial: Tensor
     dealt: Tensor
 
     @property
-    def lists(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def lists(self) -> tuple[Tensor, Tensor, Tensor]:
         """What a kernel is handed."""
-        return self[:4]
+        return self[:3]
 
     @property
     def of_row(self) -> int:
@@ -60,12 +59,21 @@ def work(table: TileTable, deal: bool = False) -> Work:
         table: of query blocks, or of key blocks.
         deal: whether long rows may be dealt to several programs.
     """
-    run_ends = torch.cat((table.run_count.new_zeros(1), table.run_count.cumsum(0)))
-    first_full = run_ends[table.run_pointer[:-1]]
-    num_full = run_ends[table.run_pointer[1:]] - first_full
-    num_tiles = num_full + table.partial_pointer.diff()
-    rows = num_tiles.numel()
+    runs, partials = table.run_pointer.diff(), table.partial_pointer.diff()
+    rows = runs.numel()
+    # Each row's runs of full tiles, then its partial tiles: the places of both in one list.
+    num_runs = table.run_count.numel() + table.partial_index.numel()
+    at_full = torch.arange(table.run_count.numel()) + table.partial_pointer[:-1].repeat_interleave(runs)
+    at_partial = torch.arange(table.partial_index.numel()) + table.run_pointer[1:].repeat_interleave(partials)
+    run_first = torch.zeros(num_runs + 2, dtype=torch.int64)
+    run_count = torch.ones(num_runs + 2, dtype=torch.int64)
+    run_first[at_full], run_count[at_full] = table.run_first, table.run_count
+    run_first[at_partial] = table.partial_index
+    run_end = run_count.cumsum(0)
 
+    row_ends = torch.cat((run_end.new_zeros(1), run_end))[table.run_pointer + table.partial_pointer]
+    num_tiles = row_ends.diff()
+    num_full = num_tiles - partials
     pieces = torch.ones_like(num_tiles)
     if deal:
         long = max(int(_LONG * num_tiles.sum()) // rows, _LEAST)
@@ -73,27 +81,26 @@ def work(table: TileTable, deal: bool = False) -> Work:
     row = torch.repeat_interleave(torch.arange(rows), pieces)
     ends = pieces.cumsum(0)
     piece = torch.arange(row.numel()) - (ends - pieces)[row]
-    # Of a row's tiles, counted full ones first, a piece has those from `low` to `high`.
+    # Of a row's tiles, a piece has those from `low` to `high`.
     size = (num_tiles + pieces - 1).div(pieces, rounding_mode="floor")[row]
     low = torch.minimum(piece * size, num_tiles[row])
     high = torch.minimum(low + size, num_tiles[row])
-    full = num_full[row]
-    low_full, high_full = torch.minimum(low, full), torch.minimum(high, full)
-    place = first_full[row] + low_full
-    run = torch.searchsorted(run_ends[1:].contiguous(), place, right=True)
+    place = row_ends[row] + low
+    run = torch.searchsorted(run_end, place, right=True)
 
     dealt = pieces > 1
     slots = torch.where(dealt, pieces, 0)
     first_slot = slots.cumsum(0) - slots
+    left = run_end[run] - place
     items = torch.stack(
         (
             row % table.num_rows,
             row // table.num_rows,
             run,
-            place - run_ends[run],
-            high_full - low_full,
-            table.partial_pointer[row] + (low - full).clamp(min=0),
-            (high - full).clamp(min=0) - (low - full).clamp(min=0),
+            run_first[run] + run_count[run] - left,
+            left,
+            (num_full[row] - low).clamp(min=0).minimum(high - low),
+            high - low,
             torch.where(dealt[row], first_slot[row] + piece, -1),
         ),
         1,
@@ -101,10 +108,7 @@ def work(table: TileTable, deal: bool = False) -> Work:
     order = torch.argsort(high - low, descending=True, stable=True)
     long_rows = dealt.nonzero().squeeze(1)
     of_row = long_rows % table.num_rows, long_rows // table.num_rows, first_slot[long_rows], pieces[long_rows]
-    run_first, run_count, partial = (
-        torch.cat((x, x.new_zeros(1))).int() for x in (table.run_first, table.run_count, table.partial_index)
-    )
-    return Work(items[order].int(), run_first, run_count, partial, torch.stack(of_row, 1).int())
+    return Work(items[order].int(), run_first.int(), run_count.int(), torch.stack(of_row, 1).int())
 
 
 def routed_work(tiles: RoutedTiles) -> tuple[Work, Work]:
@@ -134,13 +138,7 @@ def _items(first: Tensor, count: Tensor, partial: Tensor) -> Work:
     none = torch.zeros_like(first)
     row = torch.arange(rows, device=first.device).expand_as(first)
     head = torch.arange(heads, device=first.device)[:, None].expand_as(first)
-    items = torch.stack((row, head, none, none, none, first, count, none - 1), -1).int().flatten(1, 2)
+    run_first = torch.cat((partial.flatten().int(), partial.new_zeros(2, dtype=torch.int32)))
+    items = torch.stack((row, head, first, run_first[first], none + 1, none, count, none - 1), -1).int().flatten(1, 2)
     order = count.flatten(1).argsort(dim=1, descending=True, stable=True)[..., None].expand_as(items)
-    unused = partial.new_zeros(1, dtype=torch.int32)
-    return Work(
-        items.gather(1, order).contiguous(),
-        unused,
-        unused,
-        torch.cat((partial.flatten().int(), unused)),
-        unused.new_zeros(0, 4),
-    )
+    return Work(items.gather(1, order).contiguous(), run_first, torch.ones_like(run_first), run_first.new_zeros(0, 4))
