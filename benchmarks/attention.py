@@ -1,6 +1,6 @@
 """How fast attention is on one GPU, implementation by implementation: B=1, 32 query heads, head width 128, bf16.
 
-    python benchmarks/attention.py [OUT.json] [--minutes 7.5] [--processes 6] [--again]
+    python benchmarks/attention.py [OUT.json] [--minutes 7.5] [--processes 10] [--again]
 
 The file is written after each row, and a second call goes on where the first was cut. Kernels are compiled beforehand
 by several processes into torch's and Triton's caches. What a row holds is told by `lg.attention.bench.Row`; `flex_best`
@@ -38,7 +38,7 @@ from lg.attention.attend import IMPLEMENTATIONS, chosen
 from lg.attention.bench import PATTERNS, Case, as_in_training, measured
 from lg.attention.impl import Executed, Implementation, flex
 from lg.attention.impl.triton.options import options
-from lg.attention.impl.triton.plan import Plan, packed, plan, unpacked
+from lg.attention.impl.triton.plan import packed, plan
 from lg.attention.rates import table
 from lg.data import Stdlib
 
@@ -198,7 +198,7 @@ def rows_of(unit: Unit, kept: list[_Row]) -> Iterator[_Row]:
     """What was measured, row by row, `auto` last; each is in ``kept`` before the next is asked for."""
     case = unit.problem()
     for row in measured(case, {name: ON[name] for name in unit.impls if name in ON}):
-        of_lists = {"list_bytes": lists(case.tiles(), case).num_bytes} if row.impl == "triton" and row.fwd_ms else {}
+        of_lists = {"list_bytes": lists(case.tiles(), case).nbytes} if row.impl == "triton" and row.fwd_ms else {}
         yield row.plain() | of_lists
     if unit.auto:
         learn(kept)
@@ -216,10 +216,10 @@ def learn(rows: list[_Row]) -> None:
     rates.forget()
 
 
-def lists(tiles: Tiles, case: Case) -> Plan:
+def lists(tiles: Tiles, case: Case) -> Tensor:
     """What our kernels read besides q, k and v, on the device."""
     launched = options(case.dtype, case.width, torch.cuda.get_device_capability(case.device))
-    return unpacked(*packed(plan(tiles, launched), case.device))
+    return packed(plan(tiles, launched), case.device).lists
 
 
 def packings() -> Iterator[_Row]:
@@ -326,7 +326,7 @@ def main() -> None:
     """Runs what the file lacks, and writes it after each row."""
     command = parser(__doc__)
     command.add_argument("--minutes", type=float, default=7.5, help="nothing is begun after so long")
-    command.add_argument("--processes", type=int, default=6, help="that compile beforehand; 0 for none")
+    command.add_argument("--processes", type=int, default=10, help="that compile beforehand; 0 for none")
     command.add_argument("--again", action="store_true", help="all anew")
     command.add_argument("--share", help=argparse.SUPPRESS)
     args = command.parse_args()

@@ -47,23 +47,28 @@ _FLOAT32: _ByWidth = {
 }
 # In bfloat16 and float16, the largest tiles that fit: Ampere's 163 KiB of shared memory;
 _AMPERE: _ByWidth = {
-    64: Options(Launch(128, 64, 4, 3), Launch(128, 64, 8, 3), Launch(64, 128, 8, 3)),
+    64: Options(Launch(128, 64, 4, 3), Launch(128, 64, 8, 3), Launch(32, 128, 8, 2)),
     128: Options(Launch(128, 64, 8, 3), Launch(64, 64, 8, 2), Launch(64, 64, 8, 2)),
     256: Options(Launch(64, 64, 8, 2), Launch(64, 32, 8, 2), Launch(32, 32, 8, 2)),
 }
 # the 99 KiB of its smaller devices, and of those that came after them;
 _SMALL: _ByWidth = {
-    64: Options(Launch(128, 64, 4, 3), Launch(128, 64, 8, 3), Launch(64, 128, 8, 2)),
+    64: Options(Launch(128, 64, 4, 3), Launch(128, 64, 8, 3), Launch(32, 128, 8, 2)),
     128: Options(Launch(128, 64, 8, 2), Launch(64, 64, 8, 2), Launch(64, 64, 8, 2)),
     256: Options(Launch(64, 32, 8, 2), Launch(32, 32, 8, 2), Launch(32, 32, 8, 2)),
 }
-# and the 227 KiB of Hopper and of large Blackwell devices, which have a tensor memory accelerator.
+# and the 227 KiB of Hopper and of large Blackwell devices, which have a tensor memory accelerator. At widths 64 and 128
+# Hopper's were the fastest, or nearly, on an H100 (benchmarks/results/launches.json).
 _HOPPER: _ByWidth = {
-    64: Options(Launch(128, 64, 8, 3, 1), Launch(128, 64, 8, 3, 1), Launch(64, 128, 8, 2, 1)),
+    64: Options(Launch(128, 64, 4, 3, 1), Launch(128, 64, 4, 3, 1), Launch(64, 64, 4, 3, 1)),
     128: Options(Launch(64, 64, 4, 3, 1), Launch(64, 64, 4, 2, 1), Launch(64, 64, 4, 2, 1)),
     256: Options(Launch(128, 32, 8, 2, 1), Launch(64, 32, 8, 2, 1), Launch(32, 64, 8, 2, 1)),
 }
-_OF_DEVICE = {(8, 0): _AMPERE, (8, 7): _AMPERE, (9, 0): _HOPPER, (10, 0): _HOPPER, (10, 3): _HOPPER}
+_BLACKWELL: _ByWidth = {
+    **_HOPPER,
+    64: Options(Launch(128, 64, 8, 3, 1), Launch(128, 64, 8, 3, 1), Launch(64, 128, 8, 2, 1)),
+}
+_OF_DEVICE = {(8, 0): _AMPERE, (8, 7): _AMPERE, (9, 0): _HOPPER, (10, 0): _BLACKWELL, (10, 3): _BLACKWELL}
 # To Triton's interpreter a large tile is as quick as a small one.
 _INTERPRETED = Options(Launch(64, 64, 4, 1), Launch(64, 64, 4, 1), Launch(64, 64, 4, 1))
 

@@ -53,13 +53,8 @@ class Plan(NamedTuple):
 
     @property
     def lists(self) -> list[Tensor]:
-        """All tensors, one after the other."""
+        """All tensors, one after the other; kernels of one tile size share theirs."""
         return [*self.forward, *self.query, *self.key, *self.where]
-
-    @property
-    def num_bytes(self) -> int:
-        """Device memory of the lists."""
-        return sum(x.numel() * x.element_size() for x in self.lists)
 
 
 class Packed(NamedTuple):
@@ -77,20 +72,20 @@ class Packed(NamedTuple):
 
 def packed(made: Plan, device: torch.device) -> Packed:
     """The plan on the device. What is on the host is moved as one, while the device still computes what came before."""
-    lists = made.lists
+    lists = {id(x): x for x in made.lists}
     # Each begins at a multiple of 16 bytes, always: kernels are compiled for that.
-    begins = [0, *accumulate(-(-x.numel() // 4) * 4 for x in lists)]
-    on_host = all(x.device.type == "cpu" for x in lists)
+    ends = list(accumulate(-(-x.numel() // 4) * 4 for x in lists.values()))
+    begins = dict(zip(lists, [0, *ends], strict=False))
+    on_host = all(x.device.type == "cpu" for x in lists.values())
     together = torch.zeros(
-        begins[-1],
+        ends[-1],
         dtype=torch.int32,
         device="cpu" if on_host else device,
         pin_memory=on_host and device.type == "cuda",
     )
-    numbers = []
-    for begin, x in zip(begins, lists, strict=False):
-        together[begin : begin + x.numel()] = x.flatten()
-        numbers += [begin, *x.shape, *[-1] * (_DIMS - x.ndim)]
+    for name, x in lists.items():
+        together[begins[name] : begins[name] + x.numel()] = x.flatten()
+    numbers = [number for x in made.lists for number in (begins[id(x)], *x.shape, *[-1] * (_DIMS - x.ndim))]
     launches = [number for launch in made.options for number in launch]
     return Packed(together.to(device, non_blocking=True), torch.tensor([*numbers, *launches, made.heads]))
 
@@ -118,9 +113,11 @@ def plan(tiles: Tiles, options: Options) -> Plan:
     if isinstance(tiles, RoutedTiles):
         rows, columns = routed_work(tiles)
         return Plan(rows, rows, columns, documents, options.at(tiles.block_q, tiles.block_k), tiles.heads)
-    forward, query = (work(tiles.table(launch.q, launch.k)) for launch in (options.forward, options.query))
+    forward, query = options.forward, options.query
+    of_forward = work(tiles.table(forward.q, forward.k))
+    of_query = of_forward if query[:2] == forward[:2] else work(tiles.table(query.q, query.k))
     key = work(tiles.transposed(options.key.q, options.key.k), deal=True)
-    return Plan(forward, query, key, documents, options, tiles.heads)
+    return Plan(of_forward, of_query, key, documents, options, tiles.heads)
 
 
 def where(documents: Documents, attributes: Sequence[str]) -> Where:
