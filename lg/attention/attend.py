@@ -166,10 +166,9 @@ def _check(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> None:
             f"q of {q.dtype} on {q.device}, k of {k.dtype} on {k.device} and v of {v.dtype} on {v.device} do not fit: "
             "they must be of one type, on one device"
         )
-    first, end = tiles.queries
-    if (num_queries, length) != (end - first, tiles.documents.length):
+    if (num_queries, length) != (tiles.num_queries, tiles.num_keys):
         raise ValueError(
-            f"the tiles are of {end - first} queries on {tiles.documents.length} tokens, "
+            f"the tiles are of {tiles.num_queries} queries on {tiles.num_keys} tokens, "
             f"but q has {num_queries} and k and v have {length}"
         )
     if tiles.heads not in (1, heads_kv):

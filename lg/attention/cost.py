@@ -21,6 +21,7 @@ from torch import Tensor
 
 from lg.attention.counting import count_pairs, count_tiles
 from lg.attention.documents import Documents
+from lg.attention.part import Part
 from lg.attention.pattern import Pattern
 from lg.attention.tiles import Tiles
 
@@ -53,6 +54,8 @@ def visible_pairs(tiles: Tiles) -> Tensor:
 
     By `Pattern.num_seen` where the pattern has a formula, else by halving.
     """
+    if isinstance(tiles, Part):
+        return torch.stack([visible_pairs(piece) for piece in tiles.pieces]).sum(0)
     by_formula = _summed(tiles)
     return count_pairs(tiles) if by_formula is None else by_formula
 
@@ -62,6 +65,8 @@ def executed_pairs(tiles: Tiles, block_q: int = 128, block_k: int = 128) -> Tens
 
     Tiles are counted without being listed: the stripes of 32 heads touch 17 million at a million tokens.
     """
+    if isinstance(tiles, Part):
+        return torch.stack([executed_pairs(piece, block_q, block_k) for piece in tiles.pieces]).sum(0)
     return count_tiles(tiles, block_q, block_k) * (block_q * block_k)
 
 

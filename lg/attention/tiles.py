@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import SimpleNamespace
 from typing import TypeVar, cast
 
@@ -20,6 +21,9 @@ from lg.attention.pattern import Pattern
 from lg.attention.reading import PredicateError, Reach, Span, Truth
 
 _T = TypeVar("_T")
+
+Ranges = tuple[tuple[int, int], ...]
+"""First token and end (exclusive) of stretches of a sequence, ascending."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,6 +87,11 @@ class Tiles:
         queries: first query and end (exclusive), where only a chunk of the sequence asks, as in chunked prefill; keys
             are always those of the whole sequence. By default every token asks.
 
+    Attributes:
+        query_ranges, key_ranges: the tokens that ask, and those that are there to be seen: of `lg.attention.part.Part`
+            stretches laid end to end, else the one of ``queries`` and the whole sequence.
+        num_queries, num_keys: how many they are.
+
     Raises:
         ValueError: if the pattern asks for what the documents do not have, is made for another number of KV heads, or
             there are no such queries.
@@ -102,15 +111,34 @@ class Tiles:
         self.documents = documents
         # Likewise, since of a length asked for it makes a condition.
         self.packed = len(documents.starts) > 1
-        self.queries = queries or (0, documents.length)
+        self.num_kv_heads = num_kv_heads
+        first, end = queries or (0, documents.length)
+        self.query_ranges: Ranges = ((first, end),)
+        self.key_ranges: Ranges = ((0, documents.length),)
+        self.num_queries, self.num_keys = end - first, documents.length
         self.heads = num_kv_heads if self.heads_differ else 1
         if pattern.made_for not in (None, num_kv_heads):
             raise ValueError(f"{pattern} is made for {pattern.made_for} KV heads, but the layer has {num_kv_heads}")
-        if not 0 <= self.queries[0] < self.queries[1] <= documents.length:
-            raise ValueError(f"queries {self.queries} are not allowed; they must lie within {documents.length} tokens")
+        if not 0 <= first < end <= documents.length:
+            raise ValueError(f"queries {(first, end)} are not allowed; they must lie within {documents.length} tokens")
         self._attributes = {name: documents.attribute(name) for name in pattern.attributes}
         self._refuse_overflow(num_kv_heads)
         self._kept: dict[object, object] = {}
+
+    @property
+    def queries(self) -> tuple[int, int]:
+        """First query and end (exclusive)."""
+        return self.query_ranges[0]
+
+    @cached_property
+    def query_tokens(self) -> Tensor:
+        """The token of the sequence that each query is: int64 [Lq], on the host."""
+        return torch.arange(*self.queries)
+
+    @cached_property
+    def key_tokens(self) -> Tensor:
+        """The token of the sequence that each key is: int64 [Lk], on the host."""
+        return torch.arange(self.documents.length)
 
     def _refuse_overflow(self, num_kv_heads: int) -> None:
         """Kernels count in 32 bits; what a predicate makes of positions may not fit."""
@@ -156,9 +184,8 @@ class Tiles:
         return self.pattern.mask(position[query], position[key], head, doc) & (document == owner[key])
 
     def mask(self, device: torch.device) -> Tensor:
-        """Which key each query sees: bool [heads, Lq, L]; slow, and for the oracle."""
-        query = torch.arange(*self.queries, device=device)[:, None]
-        key = torch.arange(self.documents.length, device=device)
+        """Which key each query sees: bool [heads, Lq, Lk]; slow, and for the oracle."""
+        query, key = self.query_tokens.to(device)[:, None], self.key_tokens.to(device)
         head = torch.arange(self.heads, device=device)[:, None, None]
         return self.seen(query, key, head)
 

@@ -10,15 +10,20 @@ Shapes: N tokens, W model width, H query heads, G KV heads, D head width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Protocol
 
 import torch
 from torch import Tensor, nn
 
 from lg.attention import Documents, Pattern, Tiles, attend
+from lg.attention.part import Held, Part
 from lg.models.config import DecoderConfig
 from lg.models.layers import RMSNorm, SwiGLU
 from lg.models.rope import rotary_angles, rotate
+
+Attend = Callable[[Tensor, Tensor, Tensor, Tiles, str], Tensor]
+"""From q [1, H, N, D], k and v [1, G, N, D], tiles and an implementation's name to attention [1, H, N, D]."""
 
 
 class Layout:
@@ -26,19 +31,30 @@ class Layout:
 
     Attributes:
         documents: where documents lie in the N tokens.
+        held: which tokens of the sequence these are; None if all.
         angles: cosine and sine of each token's position in its document, float32 [N, D/2].
     """
 
-    def __init__(self, documents: Documents, config: DecoderConfig, device: torch.device) -> None:
+    def __init__(
+        self, documents: Documents, config: DecoderConfig, device: torch.device, held: Held | None = None
+    ) -> None:
         self.documents = documents
-        self.angles = rotary_angles(documents.positions.to(device), config.head_width, config.rope_theta)
+        self.held = held
+        positions = documents.positions if held is None else documents.positions[held.tokens]
+        self.angles = rotary_angles(positions.to(device), config.head_width, config.rope_theta)
         self._num_kv_heads = config.num_kv_heads
         self._tiles: dict[Pattern, Tiles] = {}
 
     def tiles(self, pattern: Pattern) -> Tiles:
-        """The pattern on these documents: built by the first layer that asks, shared by the others."""
+        """The pattern on these documents: built by the first layer that asks, shared by the others.
+
+        Of a sequence that ranks share, those of the queries that are held against all keys.
+        """
         if pattern not in self._tiles:
-            self._tiles[pattern] = pattern.tiles(self.documents, self._num_kv_heads)
+            tiles = pattern.tiles(self.documents, self._num_kv_heads)
+            if self.held is not None:
+                tiles = Part(tiles, self.held.ranges, tiles.key_ranges, self.held)
+            self._tiles[pattern] = tiles
         return self._tiles[pattern]
 
 
@@ -66,12 +82,17 @@ class MixerSpec(Protocol):
 
 
 class Attention(Mixer):
-    """Attention under a pattern, with rotary positions and grouped KV heads."""
+    """Attention under a pattern, with rotary positions and grouped KV heads.
+
+    Attributes:
+        attend: what computes it; parallelism puts another in its place, which fetches keys from other ranks.
+    """
 
     def __init__(self, config: DecoderConfig, pattern: Pattern, impl: str = "auto") -> None:
         super().__init__()
         self.pattern = pattern
         self.impl = impl
+        self.attend: Attend = attend
         self.head_width = config.head_width
         width_q, width_kv = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
         self.q_proj = nn.Linear(config.width, width_q, bias=config.qkv_bias)
@@ -90,7 +111,7 @@ class Attention(Mixer):
 
     def mix(self, inputs: tuple[Tensor, ...], layout: Layout) -> Tensor:
         q, k, v = inputs
-        out = attend(q, k, v, layout.tiles(self.pattern), self.impl)
+        out = self.attend(q, k, v, layout.tiles(self.pattern), self.impl)
         return out.squeeze(0).transpose(0, 1).flatten(1)
 
     def output(self, mixed: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from lg.attention import Documents, Pattern
+from lg.attention.part import Held
 from lg.models.block import Block, Layout, MixerSpec, build_mixer
 from lg.models.config import DecoderConfig
 from lg.models.layers import RMSNorm
@@ -65,27 +66,30 @@ class Decoder(nn.Module):
             elif isinstance(module, RMSNorm):
                 module.reset_parameters()
 
-    def forward(self, tokens: Tensor, documents: Documents) -> Tensor:
-        """Final hidden states [B, L, W] of tokens [B, L]; ``documents`` lie in the B * L tokens laid end to end."""
-        assert documents.length == tokens.numel()
-        layout = Layout(documents, self.config, tokens.device)
+    def forward(self, tokens: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
+        """Final hidden states [B, L, W] of tokens [B, L]; ``documents`` lie in the B * L tokens laid end to end.
+
+        With ``held``, tokens are those of the sequence that are held here, and documents lie in the whole sequence.
+        """
+        assert tokens.numel() == (documents.length if held is None else len(held.tokens))
+        layout = Layout(documents, self.config, tokens.device, held)
         x = self.embedding(tokens.flatten())
         for block in self.blocks:
             x = block(x, layout)
         hidden: Tensor = self.norm(x)
         return hidden.view(*tokens.shape, -1)
 
-    def logits(self, tokens: Tensor, documents: Documents) -> Tensor:
+    def logits(self, tokens: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
         """Logits [B, L, V] of the token after each."""
-        out: Tensor = self.head(self.forward(tokens, documents))
+        out: Tensor = self.head(self.forward(tokens, documents, held))
         return out
 
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Documents) -> Tensor:
+    def loss(self, tokens: Tensor, targets: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
         """Summed cross-entropy, in nats, over targets [B, L] that are not -100. Whole logits never exist."""
-        out: Tensor = self.head(self.forward(tokens, documents), targets)
+        out: Tensor = self.head(self.forward(tokens, documents, held), targets)
         return out
 
-    def token_losses(self, tokens: Tensor, targets: Tensor, documents: Documents) -> Tensor:
+    def token_losses(self, tokens: Tensor, targets: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
         """Cross-entropy, in nats, of each of targets [B, L], 0 where it is -100; to look at, without a gradient."""
-        out: Tensor = self.head(self.forward(tokens, documents), targets, "none")
+        out: Tensor = self.head(self.forward(tokens, documents, held), targets, "none")
         return out

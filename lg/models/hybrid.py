@@ -19,6 +19,7 @@ from torchmetrics import MeanMetric
 
 from lg.attention import Documents, Pattern, PredicateError
 from lg.attention.attend import IMPLEMENTATIONS
+from lg.attention.part import Held
 from lg.attention.schedule import Schedule, layers
 from lg.models.block import MixerSpec
 from lg.models.checkpoint import from_plain, load, plain, stamp
@@ -36,12 +37,16 @@ class Batch(TypedDict):
 
     ``document_starts`` stays on the host, since tile tables are built there; so does what patterns ask of documents,
     ``document_attributes``, by name, which may be left out.
+
+    Where ranks share the sequence, ``held`` tells which of it this one has: tokens and targets are then [1, n], those
+    that are held, and documents begin in the whole sequence. Else it is left out.
     """
 
     tokens: Tensor
     targets: Tensor
     document_starts: list[int]
     document_attributes: dict[str, list[int]]
+    held: Held
 
 
 class HeldOut(TypedDict):
@@ -217,23 +222,25 @@ class HybridLM(pl.LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss in nats, and the number of targets that it sums over."""
         targets, documents = self._targets(batch)
-        loss = self.model.loss(batch["tokens"], targets, documents)
+        loss = self.model.loss(batch["tokens"], targets, documents, batch.get("held"))
         return loss, (targets != IGNORED).sum()
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Documents]:
         """What is to be predicted, leaks left out, and where the documents lie."""
         attributes = batch.get("document_attributes", {})
         self._check_attributes(attributes)
-        documents = Documents(batch["tokens"].numel(), batch["document_starts"], attributes)
-        return self._without_leaks(batch["targets"], documents), documents
+        held = batch.get("held")
+        length = batch["tokens"].numel() if held is None else held.split.length
+        documents = Documents(length, batch["document_starts"], attributes)
+        return self._without_leaks(batch["targets"], documents, held), documents
 
-    def _without_leaks(self, targets: Tensor, documents: Documents) -> Tensor:
+    def _without_leaks(self, targets: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
         """Targets, without those that a pattern shows to the query that must predict them.
 
         Raises:
             ValueError: if a pattern shows every query what comes next, so that nothing is left to learn.
         """
-        length = targets.shape[1]
+        length = targets.shape[1] if held is None else documents.length
         for name in dict.fromkeys(self.schedule):
             pattern = self.patterns[name]
             if not isinstance(pattern, Pattern) or length <= self._causal_up_to.get(name, 0):
@@ -258,7 +265,8 @@ class HybridLM(pl.LightningModule):
                     pattern,
                     100 * float(leaks.float().mean()),
                 )
-            targets = targets.masked_fill(leaks.view(targets.shape).to(targets.device), IGNORED)
+            own = leaks if held is None else leaks[held.tokens]
+            targets = targets.masked_fill(own.view(targets.shape).to(targets.device), IGNORED)
         return targets
 
     def on_train_start(self) -> None:
@@ -339,7 +347,7 @@ class HybridLM(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> HeldOut:
         """Adds a batch of held-out targets to the mean; callbacks are told the loss of each."""
         targets, documents = self._targets(batch)
-        losses = self.model.token_losses(batch["tokens"], targets, documents)
+        losses = self.model.token_losses(batch["tokens"], targets, documents, batch.get("held"))
         counted = targets != IGNORED
         num_targets = counted.sum()
         self.val_loss.update(losses.sum() / num_targets.clamp(min=1), num_targets)

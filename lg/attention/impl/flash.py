@@ -18,6 +18,8 @@ from torch import Tensor
 
 from lg.attention.cost import banded_pairs
 from lg.attention.impl import Executed
+from lg.attention.impl.stretches import executed_in_all, stretch_by_stretch
+from lg.attention.part import Part
 from lg.attention.pattern import Pattern
 from lg.attention.patterns import Causal, Window
 from lg.attention.tiles import Tiles
@@ -62,6 +64,8 @@ def missing(q: Tensor) -> str | None:
 
 def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     """Attention within each document: [B, H, Lq, D]."""
+    if isinstance(tiles, Part):
+        return stretch_by_stretch(run, q, k, v, tiles, scale)
     from flash_attn.cute import (  # type: ignore[import-not-found, unused-ignore]
         flash_attn_func,
         flash_attn_varlen_func,
@@ -98,6 +102,8 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
 
 def executed(tiles: Tiles) -> Executed:
     """The tiles of each document that its window, or the diagonal, reaches."""
+    if isinstance(tiles, Part):
+        return executed_in_all(executed, tiles)
     return Executed(banded_pairs(tiles, _window(tiles.pattern)), scores_again=True)
 
 

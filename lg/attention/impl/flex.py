@@ -32,13 +32,14 @@ class _Plan(NamedTuple):
     """A `BlockMask` taken apart, and the documents: all that changes from one batch to the next.
 
     Of each query [Lq]: its position in its document, that document's first token and end (exclusive), and the
-    attributes that the pattern asks for.
+    attributes that the pattern asks for. Of each key [Lk]: the token that it is; None where it is its own number.
     """
 
     position: Tensor
     start: Tensor
     end: Tensor
     attributes: tuple[Tensor, ...]
+    tokens: Tensor | None
     lists: tuple[Tensor, ...]
 
 
@@ -104,8 +105,7 @@ FLASH = Flex({"BACKEND": "FLASH"}, any_length=False, needs=flash.missing)
 def block_mask(tiles: Tiles, groups: int, device: torch.device) -> BlockMask:
     """The tiles as a `BlockMask`, on ``groups`` query heads for each KV head."""
     plan = _plan(tiles, groups, device)
-    queries = tiles.queries[1] - tiles.queries[0]
-    return _mask(tiles.pattern, _doc(tiles.pattern), groups, plan, (queries, tiles.documents.length))
+    return _mask(tiles.pattern, _doc(tiles.pattern), groups, plan, (tiles.num_queries, tiles.num_keys))
 
 
 @cache
@@ -129,10 +129,12 @@ def _doc(pattern: Pattern) -> Callable[..., Any]:
 
 
 def _mask(pattern: Pattern, doc: Callable[..., Any], groups: int, plan: _Plan, lengths: tuple[int, int]) -> BlockMask:
-    position, start, end, attributes, lists = plan
+    position, start, end, attributes, tokens, lists = plan
 
     def visible(b: Tensor, h: Tensor, query: Tensor, key: Tensor) -> Tensor:
         first = start[query]
+        if tokens is not None:
+            key = tokens[key]
         # A key of an earlier document has a negative index here; "same document" masks it whatever is seen of it.
         seen: Tensor = pattern.read(
             position[query], key - first, h // groups, doc(*[values[query] for values in attributes])
@@ -162,8 +164,9 @@ def _plan(tiles: Tiles, groups: int, device: torch.device) -> _Plan:
     if tiles.heads > 1:
         # A BlockMask's heads are query heads.
         lists = (x.repeat_interleave(groups, 1) for x in lists)
-    on, queries = tiles.documents, slice(*tiles.queries)
+    on, queries = tiles.documents, tiles.query_tokens
     document = on.of_token[queries]
+    is_plain = tiles.key_ranges == ((0, on.length),)
 
     def of_query(values: Tensor) -> Tensor:
         return values[document].to(device, torch.int32)
@@ -173,6 +176,7 @@ def _plan(tiles: Tiles, groups: int, device: torch.device) -> _Plan:
         of_query(on.bounds[0]),
         of_query(on.bounds[1]),
         tuple(of_query(on.attribute(name)) for name in tiles.pattern.attributes),
+        None if is_plain else tiles.key_tokens.to(device, torch.int32),
         tuple(lists),
     )
 

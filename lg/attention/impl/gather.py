@@ -83,16 +83,16 @@ def _plan(tiles: Tiles, groups: int, dtype: torch.dtype, device: torch.device) -
     blocks[row, slot] = column
     blocks = blocks.view(table.heads, table.num_rows, -1)
 
-    first, end = tiles.queries
-    query = (first + torch.arange(table.num_rows * n)).view(1, table.num_rows, n, 1)
-    key = (blocks[..., None] * n + torch.arange(n)).flatten(2)[:, :, None]
+    # Blocks are filled up with token -1, which neither sees nor is seen.
+    query = pad(tiles.query_tokens, (0, table.num_rows * n - tiles.num_queries), value=-1).view(1, table.num_rows, n, 1)
+    key_tokens = pad(tiles.key_tokens, (0, (table.num_columns + 1) * n - tiles.num_keys), value=-1)
+    key = key_tokens[(blocks[..., None] * n + torch.arange(n)).flatten(2)[:, :, None]]
     head = torch.arange(table.heads, dtype=torch.int32).view(-1, 1, 1, 1)
-    last = tiles.documents.length - 1
-    seen = tiles.seen(query.clamp(max=last), key.clamp(max=last), head) & (query < end) & (key <= last)
+    seen = tiles.seen(query.clamp(min=0), key.clamp(min=0), head) & (query >= 0) & (key >= 0)
 
     blind = ~seen.any(-1, keepdim=True)
     bias = torch.zeros(seen.shape, dtype=dtype).masked_fill_(~(seen | blind), float("-inf"))
-    blind_of_token = blind.flatten(1, 2)[:, : end - first]
+    blind_of_token = blind.flatten(1, 2)[:, : tiles.num_queries]
     return _Plan(
         blocks.clamp(max=table.num_columns - 1).to(device),
         bias.repeat(1, 1, groups, 1).to(device),

@@ -22,6 +22,8 @@ from torch.nn.functional import scaled_dot_product_attention
 from lg.attention.cost import banded_pairs
 from lg.attention.impl import Executed
 from lg.attention.impl.fused import BACKENDS, Kernel, is_whole_in_torch, kernel_for
+from lg.attention.impl.stretches import executed_in_all, stretch_by_stretch
+from lg.attention.part import Part
 from lg.attention.patterns import Causal
 from lg.attention.tiles import Tiles
 
@@ -55,6 +57,8 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
 
 def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     """Causal attention within each document: [B, H, Lq, D]."""
+    if isinstance(tiles, Part):
+        return stretch_by_stretch(run, q, k, v, tiles, scale)
     if _whole(tiles) and is_whole_in_torch(q, k, v):
         with sdpa_kernel(BACKENDS, set_priority=True):
             gqa = q.shape[1] != k.shape[1]
@@ -65,11 +69,14 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
 
 def executed(tiles: Tiles) -> Executed:
     """What kernels compute that skip the tiles above the diagonal of each document."""
+    if isinstance(tiles, Part):
+        return executed_in_all(executed, tiles)
     return Executed(banded_pairs(tiles), scores_again=True)
 
 
 def _whole(tiles: Tiles) -> bool:
-    return len(tiles.documents.starts) == 1 and tiles.queries == (0, tiles.documents.length)
+    whole = ((0, tiles.documents.length),)
+    return not tiles.packed and tiles.query_ranges == tiles.key_ranges == whole
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> list[_Part]:

@@ -13,21 +13,31 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lg.attention.impl.triton.tile import begun, chosen, document_of, following, load_rows, store_rows
+from lg.attention.impl.triton.tile import (
+    begun,
+    chosen,
+    document_of,
+    following,
+    load_rows,
+    seen_token,
+    store_rows,
+    token_of,
+)
 
 # Else their values would make kernels of their own.
-_ANY = ["of_row", "num_kv_heads", "num_slots", "num_queries", "padded", "length", "first_query"]
+_ANY = ["of_row", "num_kv_heads", "num_slots", "num_queries", "num_keys", "padded", "length", "first_query"]
 _LOG2E = tl.constexpr(1.4426950408889634)
 
 
-@triton.jit(do_not_specialize=["of_row", "num_heads", "num_queries", "padded", "length", "first_query"])
+@triton.jit(do_not_specialize=["of_row", "num_heads", "num_queries", "num_keys", "padded", "length", "first_query"])
 def attention_backward_query(
     QUERY, KEY, VALUE, OUT, GRAD, LSE, STATISTICS, DQ, ITEMS, RUN_FIRST, RUN_COUNT, STARTS, ENDS, ATTRIBUTES,
+    QUERY_TOKENS, KEY_TOKENS,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, o_batch, o_head, o_token,
-    g_batch, g_head, g_token, dq_batch, dq_head, dq_token, of_row, num_heads, num_queries, padded, length, first_query,
-    scale,
+    g_batch, g_head, g_token, dq_batch, dq_head, dq_token,
+    of_row, num_heads, num_queries, num_keys, padded, length, first_query, scale,
     SEES: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    PACKED: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the queries; and STATISTICS [B * H, 2, padded] of each for the other kernel: its log-sum-exp in
     powers of two, and its sum of ``grad * out``.
@@ -44,7 +54,7 @@ def attention_backward_query(
 
     first = row * Q
     index = first + tl.arange(0, Q)
-    token = tl.minimum(first_query + index, length - 1)
+    token = token_of(QUERY_TOKENS, index, first_query, num_queries, length, PART)
     start, end = document_of(token, STARTS, ENDS, length, Q, PACKED)
     q = load_rows(QUERY, batch, head, first, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, TMA, UPCAST)
     grad = load_rows(GRAD, batch, head, first, g_batch, g_head, g_token, num_queries, Q, WIDTH, D, TMA, UPCAST)
@@ -61,11 +71,11 @@ def attention_backward_query(
     place = begun(ITEM, RUN_FIRST, RUN_COUNT)
     for i in range(tl.load(ITEM + 6)):
         key = place[0] * K
-        k = load_rows(KEY, batch, kv_head, key, k_batch, k_head, k_token, length, K, WIDTH, D, TMA, UPCAST)
-        v = load_rows(VALUE, batch, kv_head, key, v_batch, v_head, v_token, length, K, WIDTH, D, TMA, UPCAST)
+        k = load_rows(KEY, batch, kv_head, key, k_batch, k_head, k_token, num_keys, K, WIDTH, D, TMA, UPCAST)
+        v = load_rows(VALUE, batch, kv_head, key, v_batch, v_head, v_token, num_keys, K, WIDTH, D, TMA, UPCAST)
         weight = tl.exp2(tl.dot(q, tl.trans(k), input_precision=PRECISION) * (scale * _LOG2E) - lse[:, None])
         if i >= num_full:
-            key_of = (key + tl.arange(0, K))[None, :]
+            key_of = seen_token(KEY_TOKENS, key + tl.arange(0, K), 0, num_keys, PART)[None, :]
             seen = SEES((token - start)[:, None], key_of - start[:, None], kv_head, ATTRIBUTES, length, token[:, None])
             seen &= (key_of >= start[:, None]) & (key_of < end[:, None])
             weight = tl.where(seen, weight, 0.0)
@@ -89,11 +99,11 @@ def _statistic(STATISTICS, program, number, first, padded, Q: tl.constexpr, TMA:
 @triton.jit(do_not_specialize=_ANY)
 def attention_backward_key(
     QUERY, KEY, VALUE, GRAD, STATISTICS, DK, DV, SHARES, ITEMS, RUN_FIRST, RUN_COUNT, STARTS, ENDS, ATTRIBUTES,
-    q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
+    QUERY_TOKENS, KEY_TOKENS, q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token,
     g_batch, g_head, g_token, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token,
-    of_row, num_kv_heads, num_slots, num_queries, padded, length, first_query, scale,
+    of_row, num_kv_heads, num_slots, num_queries, num_keys, padded, length, first_query, scale,
     SEES: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    PACKED: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """The gradients of keys and values; or a share of them, into SHARES [B, programs of a head, slots, 2, K, D].
 
@@ -105,11 +115,10 @@ def attention_backward_key(
     batch = tl.program_id(2)
 
     first = row * K
-    token = first + tl.arange(0, K)
-    token = tl.minimum(token, length - 1)
+    token = token_of(KEY_TOKENS, first + tl.arange(0, K), 0, num_keys, length, PART)
     start, end = document_of(token, STARTS, ENDS, length, K, PACKED)
-    k = load_rows(KEY, batch, kv_head, first, k_batch, k_head, k_token, length, K, WIDTH, D, TMA, UPCAST)
-    v = load_rows(VALUE, batch, kv_head, first, v_batch, v_head, v_token, length, K, WIDTH, D, TMA, UPCAST)
+    k = load_rows(KEY, batch, kv_head, first, k_batch, k_head, k_token, num_keys, K, WIDTH, D, TMA, UPCAST)
+    v = load_rows(VALUE, batch, kv_head, first, v_batch, v_head, v_token, num_keys, K, WIDTH, D, TMA, UPCAST)
     dk = tl.zeros([K, D], tl.float32)
     dv = tl.zeros([K, D], tl.float32)
 
@@ -130,11 +139,11 @@ def attention_backward_key(
         weight = tl.exp2(tl.dot(k, tl.trans(q), input_precision=PRECISION) * (scale * _LOG2E) - lse[None, :])
         if i >= num_full:
             index = query + tl.arange(0, Q)
-            query_of = first_query + index[None, :]
+            query_of = seen_token(QUERY_TOKENS, index, first_query, num_queries, PART)[None, :]
             seen = SEES(
                 query_of - start[:, None], (token - start)[:, None], kv_head, ATTRIBUTES, length, token[:, None]
             )
-            seen &= (query_of >= start[:, None]) & (query_of < end[:, None]) & (index < num_queries)[None, :]
+            seen &= (query_of >= start[:, None]) & (query_of < end[:, None])
             weight = tl.where(seen, weight, 0.0)
         dv = tl.dot(weight.to(grad.dtype), grad, dv, input_precision=PRECISION)
         dscore = weight * (tl.dot(v, tl.trans(grad), input_precision=PRECISION) - delta[None, :])
@@ -150,8 +159,8 @@ def attention_backward_key(
 
     slot = tl.load(ITEM + 7)
     if slot < 0:
-        store_rows(DK, dk * scale, batch, kv_head, first, dk_batch, dk_head, dk_token, length, K, WIDTH, D)
-        store_rows(DV, dv, batch, kv_head, first, dv_batch, dv_head, dv_token, length, K, WIDTH, D)
+        store_rows(DK, dk * scale, batch, kv_head, first, dk_batch, dk_head, dk_token, num_keys, K, WIDTH, D)
+        store_rows(DV, dv, batch, kv_head, first, dv_batch, dv_head, dv_token, num_keys, K, WIDTH, D)
     else:
         # [programs, slots, 2, K, D]
         of_head = num_slots * (2 * K * D)
@@ -160,9 +169,9 @@ def attention_backward_key(
         store_rows(SHARES + K * D, dv, program, slot, slot * 0, of_head, 2 * K * D, D, K, K, D, D)
 
 
-@triton.jit(do_not_specialize=["num_slots", "length"])
+@triton.jit(do_not_specialize=["num_slots", "num_keys"])
 def sum_of_shares(
-    SHARES, DK, DV, DEALT, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token, num_slots, length,
+    SHARES, DK, DV, DEALT, dk_batch, dk_head, dk_token, dv_batch, dv_head, dv_token, num_slots, num_keys,
     WIDTH: tl.constexpr, D: tl.constexpr, K: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     """ROWS of a block of keys whose gradients were dealt to several programs: their shares, summed in order."""
@@ -182,5 +191,5 @@ def sum_of_shares(
             SHARES + K * D, program, slot + i, part * ROWS, of_head, 2 * K * D, D, K, ROWS, D, D, False, False
         )
     first = row * K + part * ROWS
-    store_rows(DK, dk, batch, kv_head, first, dk_batch, dk_head, dk_token, length, ROWS, WIDTH, D)
-    store_rows(DV, dv, batch, kv_head, first, dv_batch, dv_head, dv_token, length, ROWS, WIDTH, D)
+    store_rows(DK, dk, batch, kv_head, first, dk_batch, dk_head, dk_token, num_keys, ROWS, WIDTH, D)
+    store_rows(DV, dv, batch, kv_head, first, dv_batch, dv_head, dv_token, num_keys, ROWS, WIDTH, D)

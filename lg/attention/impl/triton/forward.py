@@ -12,19 +12,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from lg.attention.impl.triton.tile import begun, document_of, following, load_rows, store_rows
+from lg.attention.impl.triton.tile import begun, document_of, following, load_rows, seen_token, store_rows, token_of
 
 # Else their values would make kernels of their own.
-_ANY = ["of_row", "num_heads", "num_queries", "length", "first_query"]
+_ANY = ["of_row", "num_heads", "num_queries", "num_keys", "length", "first_query"]
 
 
 @triton.jit(do_not_specialize=_ANY)
 def attention_forward(
     QUERY, KEY, VALUE, OUT, LSE, ITEMS, RUN_FIRST, RUN_COUNT, STARTS, ENDS, ATTRIBUTES,
+    QUERY_TOKENS, KEY_TOKENS,
     q_batch, q_head, q_token, k_batch, k_head, k_token, v_batch, v_head, v_token, o_batch, o_head, o_token,
-    of_row, num_heads, num_queries, length, first_query, scale,
+    of_row, num_heads, num_queries, num_keys, length, first_query, scale,
     SEES: tl.constexpr, GROUPS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr, Q: tl.constexpr, K: tl.constexpr,
-    PACKED: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
+    PACKED: tl.constexpr, PART: tl.constexpr, PRECISION: tl.constexpr, TMA: tl.constexpr, UPCAST: tl.constexpr,
 ):  # fmt: skip
     """Output and natural log-sum-exp. ``scale`` is in powers of two; LSE is [B, H, Lq], contiguous."""
     ITEM = ITEMS + tl.program_id(2) * of_row + tl.program_id(0) * 8
@@ -36,7 +37,7 @@ def attention_forward(
 
     first = row * Q
     index = first + tl.arange(0, Q)
-    token = tl.minimum(first_query + index, length - 1)
+    token = token_of(QUERY_TOKENS, index, first_query, num_queries, length, PART)
     start, end = document_of(token, STARTS, ENDS, length, Q, PACKED)
     q = load_rows(QUERY, batch, head, first, q_batch, q_head, q_token, num_queries, Q, WIDTH, D, TMA, UPCAST)
     # The running output, greatest score and sum of weights, in powers of two.
@@ -48,11 +49,11 @@ def attention_forward(
     place = begun(ITEM, RUN_FIRST, RUN_COUNT)
     for i in range(tl.load(ITEM + 6)):
         key = place[0] * K
-        k = load_rows(KEY, batch, kv_head, key, k_batch, k_head, k_token, length, K, WIDTH, D, TMA, UPCAST)
-        v = load_rows(VALUE, batch, kv_head, key, v_batch, v_head, v_token, length, K, WIDTH, D, TMA, UPCAST)
+        k = load_rows(KEY, batch, kv_head, key, k_batch, k_head, k_token, num_keys, K, WIDTH, D, TMA, UPCAST)
+        v = load_rows(VALUE, batch, kv_head, key, v_batch, v_head, v_token, num_keys, K, WIDTH, D, TMA, UPCAST)
         score = tl.dot(q, tl.trans(k), input_precision=PRECISION)
         if i >= num_full:
-            key_of = (key + tl.arange(0, K))[None, :]
+            key_of = seen_token(KEY_TOKENS, key + tl.arange(0, K), 0, num_keys, PART)[None, :]
             seen = SEES((token - start)[:, None], key_of - start[:, None], kv_head, ATTRIBUTES, length, token[:, None])
             seen &= (key_of >= start[:, None]) & (key_of < end[:, None])
             score = tl.where(seen, score, float("-inf"))

@@ -36,14 +36,15 @@ def forward(
     q: Tensor, k: Tensor, v: Tensor, plan: Plan, text: str, first_query: int, scale: float
 ) -> tuple[Tensor, Tensor]:
     """As `lg.attention.impl.triton.operators.attention`."""
-    (batch, heads, num_queries, _), length = q.shape, k.shape[2]
+    (batch, heads, num_queries, _), num_keys = q.shape, k.shape[2]
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     launch = plan.options.forward
     queries, keys, values, tma = _blocks(launch, (q, launch.q), (k, launch.k), (v, launch.k))
     with _on(q.device):
         attention_forward[_grid(plan.forward, heads // plan.heads, batch)](
             queries, keys, values, out, lse, *plan.forward.lists, *plan.where,
-            *_strides(q, k, v, out), plan.forward.of_row, heads, num_queries, length, first_query, scale * _LOG2E,
+            *_strides(q, k, v, out), plan.forward.of_row, heads, num_queries, num_keys, plan.length,
+            first_query, scale * _LOG2E,
             TMA=tma, **_compiled_in(q, k, text, plan, launch),
         )  # fmt: skip
     return out, lse
@@ -66,7 +67,7 @@ def backward_query(
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradient of the queries, and what `backward_key` needs to know of each query: [B * H, 2, Lq padded]."""
-    (batch, heads, num_queries, _), length, launch = q.shape, k.shape[2], plan.options.query
+    (batch, heads, num_queries, _), num_keys, launch = q.shape, k.shape[2], plan.options.query
     padded = -(-num_queries // _PADDED) * _PADDED
     statistics = lse.new_zeros((batch * heads, 2, padded))
     dq = torch.empty_like(q)
@@ -74,8 +75,8 @@ def backward_query(
     with _on(q.device):
         kernels.attention_backward_query[_grid(plan.query, heads // plan.heads, batch)](
             queries, keys, values, out, grads, lse.contiguous(), statistics, dq, *plan.query.lists, *plan.where,
-            *_strides(q, k, v, out, grad, dq), plan.query.of_row, heads, num_queries, padded, length, first_query,
-            scale, TMA=tma, **_compiled_in(q, k, text, plan, launch),
+            *_strides(q, k, v, out, grad, dq), plan.query.of_row, heads, num_queries, num_keys, padded,
+            plan.length, first_query, scale, TMA=tma, **_compiled_in(q, k, text, plan, launch),
         )  # fmt: skip
     return dq, statistics
 
@@ -85,9 +86,9 @@ def backward_key(
     scale: float,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The gradients of keys and values."""
-    (batch, _, num_queries, width), (heads_kv, length), launch = q.shape, k.shape[1:3], plan.options.key
+    (batch, _, num_queries, width), (heads_kv, num_keys), launch = q.shape, k.shape[1:3], plan.options.key
     grid, compiled_in = _grid(plan.key, heads_kv // plan.heads, batch), _compiled_in(q, k, text, plan, launch)
-    num_slots = plan.key.num_slots(plan.heads * -(-length // launch.k))
+    num_slots = plan.key.num_slots(plan.heads * -(-num_keys // launch.k))
     shares = statistics.new_empty((batch, grid[1], num_slots, 2, launch.k, compiled_in["D"]))
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     queries, keys, values, grads, tma = _blocks(launch, (q, launch.q), (k, launch.k), (v, launch.k), (grad, launch.q))
@@ -95,12 +96,12 @@ def backward_key(
     with _on(q.device):
         kernels.attention_backward_key[grid](
             queries, keys, values, grads, numbers, dk, dv, shares, *plan.key.lists, *plan.where,
-            *_strides(q, k, v, grad, dk, dv), plan.key.of_row, heads_kv, num_slots, num_queries,
-            statistics.shape[2], length, first_query, scale, TMA=tma, **compiled_in,
+            *_strides(q, k, v, grad, dk, dv), plan.key.of_row, heads_kv, num_slots, num_queries, num_keys,
+            statistics.shape[2], plan.length, first_query, scale, TMA=tma, **compiled_in,
         )  # fmt: skip
         if num_slots:
             kernels.sum_of_shares[(len(plan.key.dealt) * (launch.k // _SUMMED), *grid[1:])](
-                shares, dk, dv, plan.key.dealt, *_strides(dk, dv), num_slots, length,
+                shares, dk, dv, plan.key.dealt, *_strides(dk, dv), num_slots, num_keys,
                 WIDTH=width, D=compiled_in["D"], K=launch.k, ROWS=_SUMMED, enable_fp_fusion=True,
             )  # fmt: skip
     return dk, dv
@@ -155,6 +156,7 @@ def _compiled_in(q: Tensor, k: Tensor, text: str, plan: Plan, launch: Launch) ->
         "Q": launch.q,
         "K": launch.k,
         "PACKED": plan.where.starts.numel() > 0,
+        "PART": plan.where.query_tokens.numel() > 0,
         "PRECISION": "ieee" if q.dtype == torch.float32 else "tf32",
         "UPCAST": interpreted(),
         "num_warps": launch.num_warps,

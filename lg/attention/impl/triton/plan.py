@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from itertools import accumulate
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from lg.attention.documents import Documents
 from lg.attention.impl.triton.options import Launch, Options
 from lg.attention.impl.triton.work import Work, routed_work, work
 from lg.attention.routed import RoutedTiles
@@ -27,11 +25,15 @@ class Where(NamedTuple):
         starts, ends: of each token, its document's first token and end (exclusive): [L], or [0] if there is but one
             document.
         attributes: of each token, what the predicate asks of its document, in alphabetical order: [attributes, L].
+        query_tokens, key_tokens: the token that each query and each key is: [Lq] and [Lk], of a part of a sequence;
+            [0] where keys are the whole of it.
     """
 
     starts: Tensor
     ends: Tensor
     attributes: Tensor
+    query_tokens: Tensor
+    key_tokens: Tensor
 
 
 class Plan(NamedTuple):
@@ -42,6 +44,7 @@ class Plan(NamedTuple):
         where: the documents.
         options: how the kernels are launched.
         heads: KV heads that the programs tell apart; 1 if all see alike.
+        length: tokens of the whole sequence.
     """
 
     forward: Work
@@ -50,6 +53,7 @@ class Plan(NamedTuple):
     where: Where
     options: Options
     heads: int
+    length: int
 
     @property
     def lists(self) -> list[Tensor]:
@@ -87,12 +91,12 @@ def packed(made: Plan, device: torch.device) -> Packed:
         together[begins[name] : begins[name] + x.numel()] = x.flatten()
     numbers = [number for x in made.lists for number in (begins[id(x)], *x.shape, *[-1] * (_DIMS - x.ndim))]
     launches = [number for launch in made.options for number in launch]
-    return Packed(together.to(device, non_blocking=True), torch.tensor([*numbers, *launches, made.heads]))
+    return Packed(together.to(device, non_blocking=True), torch.tensor([*numbers, *launches, made.heads, made.length]))
 
 
 def unpacked(lists: Tensor, numbers: Tensor) -> Plan:
     """The inverse of `packed`."""
-    *told, heads = numbers.tolist()
+    *told, heads, length = numbers.tolist()
     n, m, size = len(Work._fields), len(Launch._fields), 1 + _DIMS
     count = 3 * n + len(Where._fields)
     views = []
@@ -102,28 +106,34 @@ def unpacked(lists: Tensor, numbers: Tensor) -> Plan:
     works = [Work(*views[i : i + n]) for i in range(0, 3 * n, n)]
     launches = told[count * size :]
     options = Options(*(Launch(*launches[i : i + m]) for i in range(0, 3 * m, m)))
-    return Plan(works[0], works[1], works[2], Where(*views[3 * n :]), options, heads)
+    return Plan(works[0], works[1], works[2], Where(*views[3 * n :]), options, heads, length)
 
 
 def plan(tiles: Tiles, options: Options) -> Plan:
     """The tiles for kernels so launched: on the host; those chosen by content, which decide their own size, where they
     were chosen.
     """
-    documents = where(tiles.documents, tiles.pattern.attributes)
+    documents = where(tiles)
     if isinstance(tiles, RoutedTiles):
         rows, columns = routed_work(tiles)
-        return Plan(rows, rows, columns, documents, options.at(tiles.block_q, tiles.block_k), tiles.heads)
+        at = options.at(tiles.block_q, tiles.block_k)
+        return Plan(rows, rows, columns, documents, at, tiles.heads, tiles.documents.length)
     forward, query = options.forward, options.query
     of_forward = work(tiles.table(forward.q, forward.k))
     of_query = of_forward if query[:2] == forward[:2] else work(tiles.table(query.q, query.k))
     key = work(tiles.transposed(options.key.q, options.key.k), deal=True)
-    return Plan(of_forward, of_query, key, documents, options, tiles.heads)
+    return Plan(of_forward, of_query, key, documents, options, tiles.heads, tiles.documents.length)
 
 
-def where(documents: Documents, attributes: Sequence[str]) -> Where:
-    """The documents, and what a predicate asks of them, on the host."""
-    several = len(documents.starts) > 1
-    of_token = documents.of_token.long() if several or attributes else torch.zeros(0, dtype=torch.int64)
-    starts, ends = documents.bounds[:, of_token].int() if several else torch.zeros(2, 0, dtype=torch.int32)
+def where(tiles: Tiles) -> Where:
+    """The documents, what the predicate asks of them, and which tokens a part of the sequence is; on the host."""
+    documents, attributes = tiles.documents, tiles.pattern.attributes
+    of_token = documents.of_token.long() if tiles.packed or attributes else torch.zeros(0, dtype=torch.int64)
+    none = torch.zeros(0, dtype=torch.int32)
+    starts, ends = documents.bounds[:, of_token].int() if tiles.packed else (none, none)
     asked = [documents.attribute(name)[of_token].int() for name in attributes]
-    return Where(starts, ends, torch.stack(asked) if asked else torch.zeros(0, 0, dtype=torch.int32))
+    whole = tiles.key_ranges == ((0, documents.length),)
+    tokens = (
+        (none, none) if whole and len(tiles.query_ranges) == 1 else (tiles.query_tokens.int(), tiles.key_tokens.int())
+    )
+    return Where(starts, ends, torch.stack(asked) if asked else torch.zeros(0, 0, dtype=torch.int32), *tokens)

@@ -84,6 +84,19 @@ def chosen(condition, place, other):
 
 
 @triton.jit
+def token_of(TOKENS, index, first, limit, length, PART: tl.constexpr):
+    """The token that each row of a block is: any token, beyond ``limit`` rows."""
+    return tl.load(TOKENS + index, mask=index < limit, other=0) if PART else tl.minimum(first + index, length - 1)
+
+
+@triton.jit
+def seen_token(TOKENS, index, first, limit, PART: tl.constexpr):
+    """The token that each row of a block is: one before all documents, beyond ``limit`` rows."""
+    token = tl.load(TOKENS + index, mask=index < limit, other=-1) if PART else first + index
+    return tl.where(index < limit, token, -1)
+
+
+@triton.jit
 def document_of(token, STARTS, ENDS, length, N: tl.constexpr, PACKED: tl.constexpr):
     """The first token and the end of the document of each of N tokens; of all there are, if they are one document."""
     start = tl.zeros([N], tl.int32)
