@@ -6,11 +6,13 @@
 #   VENV=.venv            where to
 #   TORCH='torch==2.13.0' what to hand to `pip install` for torch; by default lg chooses
 #   CONFIG=configs/...    what `make fit` trains
+#   JOBS=auto             how many processes run tests at once
 
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?=
 CONFIG ?= configs/hybrid.yaml
+JOBS   ?= auto
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
@@ -21,7 +23,7 @@ fit: $(VENV)/.lg
 	$(BIN)/lg fit --config $(CONFIG)
 
 test: $(VENV)/.lg-dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
 
 check: $(VENV)/.lg-dev
 	$(BIN)/ruff check .

@@ -55,12 +55,14 @@ class BatchCosts:
         implementation: what computes a pattern's attention on some documents.
         recomputed_weights: weights that a token is multiplied with once more in the backward pass
             (`lg.models.wrap.recomputed_weights`).
+        attention_again: whether the backward pass computes attention's output a second time.
     """
 
     config: DecoderConfig
     patterns: Sequence[Pattern]
     implementation: Callable[[Pattern, Documents], Implementation]
     recomputed_weights: int = 0
+    attention_again: bool = False
 
     def of(self, documents: Documents, padded: Sequence[bool], num_padding: int | None = None) -> BatchCost:
         """The cost of one batch.
@@ -91,7 +93,8 @@ class BatchCosts:
             tiles = pattern.tiles(documents, self.config.num_kv_heads)
             pairs, scores_again = self.implementation(pattern, documents).executed(tiles)
             work = self._flops(pairs)
-            total += num_layers * (work.forward + (work.backward_executed if scores_again else work.backward))
+            forward = (1 + self.attention_again) * work.forward
+            total += num_layers * (forward + (work.backward_executed if scores_again else work.backward))
         return total
 
     @cached_property

@@ -84,6 +84,11 @@ class Decoder(nn.Module):
         out: Tensor = self.head(self.forward(tokens, documents, held))
         return out
 
+    def logits_at(self, places: Tensor, tokens: Tensor, documents: Documents) -> Tensor:
+        """Logits [P, V] of the token after each of ``places`` [P], counted in the B * L tokens laid end to end."""
+        out: Tensor = self.head(self.forward(tokens, documents).flatten(0, 1)[places])
+        return out
+
     def loss(self, tokens: Tensor, targets: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
         """Summed cross-entropy, in nats, over targets [B, L] that are not -100. Whole logits never exist."""
         out: Tensor = self.head(self.forward(tokens, documents, held), targets)

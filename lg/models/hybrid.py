@@ -23,9 +23,11 @@ from lg.attention.part import Held
 from lg.attention.schedule import Schedule, layers
 from lg.models.block import MixerSpec
 from lg.models.checkpoint import from_plain, load, plain, stamp
+from lg.models.clipping import clip_by_norm
 from lg.models.decoder import Decoder
 from lg.models.learning_rate import Cosine, LRSchedule
 from lg.models.loss import IGNORED
+from lg.models.memory import Memory
 from lg.models.presets import preset as preset_config
 from lg.models.wrap import wrap
 
@@ -72,7 +74,7 @@ class HybridLM(pl.LightningModule):
         lr_schedule: how it runs over the steps; a cosine after 100 steps of warm-up by default.
         weight_decay: of matrices; norms, biases and embeddings have none.
         betas: AdamW's.
-        checkpoint_activations: recompute each block's halves in the backward pass, attention excepted.
+        memory: what is kept for the backward pass, and what is computed again; by default all is kept.
         compile: compile each block's halves with ``torch.compile``.
 
     Attributes:
@@ -94,7 +96,7 @@ class HybridLM(pl.LightningModule):
         lr_schedule: LRSchedule | None = None,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
-        checkpoint_activations: bool = False,
+        memory: Memory | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
@@ -121,7 +123,7 @@ class HybridLM(pl.LightningModule):
             lr_schedule=lr_schedule,
             weight_decay=weight_decay,
             betas=betas,
-            checkpoint_activations=checkpoint_activations,
+            memory=memory,
             compile=compile,
         )
         self.schedule = layers(schedule, self.decoder_config.num_layers, list(patterns))
@@ -130,7 +132,7 @@ class HybridLM(pl.LightningModule):
         self.lr_schedule = lr_schedule or Cosine()
         self.weight_decay = weight_decay
         self.betas = betas
-        self.checkpoint_activations = checkpoint_activations
+        self.memory = memory or Memory()
         self.compile_blocks = compile
         self.decoder: Decoder | None = None
         self.val_loss = MeanMetric()
@@ -182,7 +184,7 @@ class HybridLM(pl.LightningModule):
         if self.decoder is not None:
             return
         self.decoder = Decoder(self.decoder_config, [self.patterns[name] for name in self.schedule], self.attention)
-        wrap(self.decoder, self.checkpoint_activations, self.compile_blocks)
+        wrap(self.decoder, self.memory, self.compile_blocks)
 
     @property
     def model(self) -> Decoder:
@@ -311,10 +313,9 @@ class HybridLM(pl.LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Clips as the trainer says, and logs the norm before clipping."""
-        parameters = [p for p in self.parameters() if p.grad is not None]
         by_norm = gradient_clip_algorithm in (None, "norm")
         most = gradient_clip_val if gradient_clip_val is not None and by_norm else math.inf
-        self.log("train/grad_norm", torch.nn.utils.clip_grad_norm_(parameters, most))
+        self.log("train/grad_norm", clip_by_norm(self.parameters(), most))
         if gradient_clip_val is not None and not by_norm:
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
@@ -323,8 +324,13 @@ class HybridLM(pl.LightningModule):
         decayed = {id(m.weight) for m in self.model.modules() if isinstance(m, torch.nn.Linear)}
         if not self.decoder_config.tied_embeddings:
             decayed.add(id(self.model.head.weight))
+        # A fused step takes no mixture of weights that are whole with such that lie on many devices in parts.
         groups = [
-            {"params": [p for p in self.parameters() if (id(p) in decayed) == decays], "weight_decay": decay}
+            {
+                "params": [p for p in self.parameters() if type(p) is kind and (id(p) in decayed) == decays],
+                "weight_decay": decay,
+            }
+            for kind in dict.fromkeys(map(type, self.parameters()))
             for decays, decay in ((True, self.weight_decay), (False, 0.0))
         ]
         # A fused step unscales by itself, after norms were taken and clipped.

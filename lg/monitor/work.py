@@ -140,5 +140,6 @@ def _costs(module: HybridLM, dtype: torch.dtype) -> BatchCosts:
         config,
         [patterns[name] for name in module.schedule],
         implementation,
-        recomputed_weights(config, module.checkpoint_activations, module.compile_blocks),
+        recomputed_weights(config, module.memory, module.compile_blocks),
+        module.memory.recompute == "blocks",
     )

@@ -1,5 +1,6 @@
 """A batch's work is counted as it is done: held to brute force, and to torch's own count of what runs."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from lg.attention.attend import IMPLEMENTATIONS
 from lg.models.batch_cost import BatchCosts
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
+from lg.models.memory import Memory
 from lg.models.presets import preset
 from lg.models.wrap import recomputed_weights, wrap
 from lg.testing.patterns import brute_force
@@ -86,15 +88,22 @@ def test_attention_that_recomputes_scores_takes_eleven_products_for_six(impl: st
     assert cost.executed == 6 * sum(weights(CONFIG)) * 256 + 3 * 14 * 8 * pairs
 
 
-@pytest.mark.parametrize("checkpointed", [False, True])
-def test_executed_work_is_what_torch_runs(checkpointed: bool) -> None:
+@pytest.mark.parametrize(
+    "memory",
+    [Memory(), Memory("halves"), Memory("blocks"), Memory("nothing", tile=200), Memory("halves", tile=50)],
+    ids=str,
+)
+def test_executed_work_is_what_torch_runs(memory: Memory) -> None:
     patterns: list[Pattern] = [SinkWindow(window=20), Causal(), Dilated(10, 2)]
     decoder = Decoder(CONFIG, patterns, "dense")
-    wrap(decoder, checkpointed, compile=False)
+    wrap(decoder, memory, compile=False)
     documents, tokens = Documents(200, (0, 70)), torch.randint(256, (1, 200))
     with FlopCounterMode(display=False) as counter:
         decoder(tokens, documents).sum().backward()
-    cost = costs(patterns, again=recomputed_weights(CONFIG, checkpointed, False)).of(documents, [False, False])
+    again = recomputed_weights(CONFIG, memory, False)
+    cost = replace(costs(patterns, again=again), attention_again=memory.recompute == "blocks").of(
+        documents, [False, False]
+    )
     # The head is left out: one of its products is written in a way that torch's counter does not know.
     assert cost.executed - 6 * weights(CONFIG)[1] * 200 == counter.get_total_flops()
 
@@ -132,13 +141,13 @@ def test_compiled_halves_are_recomputed_whole(monkeypatch: pytest.MonkeyPatch) -
         torch, "compile", lambda f, fullgraph: compiler(f, fullgraph=fullgraph, backend=products.backend, dynamic=False)
     )
     decoder = Decoder(CONFIG, [Causal()] * 3, "dense")
-    wrap(decoder, checkpoint_activations=True, compile=True)
+    wrap(decoder, Memory("halves"), compile=True)
     tokens = torch.randint(256, (1, 64))
     decoder(tokens, Documents(64)).sum().backward()
     blocks = weights(CONFIG)[0]
-    assert recomputed_weights(CONFIG, True, True) == blocks
+    assert recomputed_weights(CONFIG, Memory("halves"), True) == blocks
     assert products.flops == 2 * (3 * blocks + blocks) * 64
 
 
 def test_nothing_is_recomputed_without_checkpointing() -> None:
-    assert recomputed_weights(CONFIG, False, True) == recomputed_weights(CONFIG, False, False) == 0
+    assert recomputed_weights(CONFIG, Memory(), True) == recomputed_weights(CONFIG, Memory(), False) == 0

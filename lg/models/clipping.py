@@ -1,0 +1,37 @@
+"""Clips gradients by the norm of all of them together, whether they are whole or lie on many devices in parts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+
+def clip_by_norm(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
+    """Scales all gradients alike, in place, where their norm is above ``most``.
+
+    As `torch.nn.utils.clip_grad_norm_`, which takes no mixture of tensors that are whole with such that are sharded.
+
+    Args:
+        parameters: those without a gradient are passed over.
+        most: the norm's largest value; infinity leaves gradients as they are.
+
+    Returns:
+        The norm before, a plain scalar, the same on all ranks; 0 without any gradient.
+    """
+    kinds: dict[type, list[nn.Parameter]] = {}
+    for parameter in parameters:
+        if parameter.grad is not None:
+            kinds.setdefault(type(parameter.grad), []).append(parameter)
+    norms = [_whole(torch.nn.utils.get_total_norm([p.grad for p in alike])) for alike in kinds.values()]
+    norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
+    for alike in kinds.values():
+        torch.nn.utils.clip_grads_with_norm_(alike, most, norm)
+    return norm
+
+
+def _whole(norm: Tensor) -> Tensor:
+    # A norm of sharded tensors is one of this rank's parts until it is asked for as a whole.
+    whole: Tensor = norm.full_tensor() if hasattr(norm, "full_tensor") else norm
+    return whole
