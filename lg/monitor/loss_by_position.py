@@ -15,6 +15,7 @@ from torch import Tensor
 from lg.attention import Documents
 from lg.monitor.board import board, logged_step
 from lg.monitor.chart import Axis, Line, lines, ramp, tokens
+from lg.monitor.tally import num_tokens
 
 _MOST_LINES = 8
 
@@ -60,8 +61,11 @@ class LossByPosition(pl.Callback):
         if not isinstance(outputs, dict) or not outputs.keys() >= {"losses", "counted"}:
             rank_zero_warn("LossByPosition stays away: validation_step does not return what HybridLM's does")
             return
-        documents = Documents(batch["tokens"].numel(), batch["document_starts"])
-        self._sums += bucket_sums(outputs["losses"].flatten(), outputs["counted"].flatten(), documents, self.first)
+        positions = Documents(num_tokens(batch), batch["document_starts"]).positions
+        held = batch.get("held")
+        if held is not None:
+            positions = positions[held.tokens]
+        self._sums += bucket_sums(outputs["losses"].flatten(), outputs["counted"].flatten(), positions, self.first)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs each bucket's mean, and draws."""
@@ -92,17 +96,17 @@ class LossByPosition(pl.Callback):
             self._history = {int(step): list(means) for step, means in state_dict["history"].items()}
 
 
-def bucket_sums(losses: Tensor, counted: Tensor, documents: Documents, first: int) -> Tensor:
+def bucket_sums(losses: Tensor, counted: Tensor, positions: Tensor, first: int) -> Tensor:
     """Summed loss in nats, and targets, by bucket of position: float64 [2, 64], on the host.
 
     Args:
         losses: of each of the N tokens' targets.
         counted: bool [N], which are targets.
-        documents: where they lie in the N tokens.
+        positions: of each token in its document.
         first: tokens in the first bucket; bucket n > 0 begins at ``first * 2 ** (n - 1)``.
     """
-    edges = torch.tensor([start for n in range(1, 64) if (start := _start(n, first)) <= documents.length])
-    bucket = torch.bucketize(documents.positions.long(), edges, right=True)
+    edges = torch.tensor([start for n in range(1, 64) if (start := _start(n, first)) <= int(positions.max())])
+    bucket = torch.bucketize(positions.long(), edges, right=True)
     counted = counted.cpu()
     weights = torch.stack([losses.cpu().double() * counted, counted.double()])
     return torch.stack([torch.bincount(bucket, weight, minlength=64) for weight in weights])

@@ -7,7 +7,7 @@ from typing import Any
 import lightning.pytorch as pl
 
 from lg.monitor.steps import StepCallback
-from lg.monitor.tally import Tally
+from lg.monitor.tally import Tally, num_tokens
 
 
 class Padding(StepCallback):
@@ -27,7 +27,7 @@ class Padding(StepCallback):
 
     def count(self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any) -> None:
         """Counts the batch; one that tells nothing of padding has none."""
-        self._counts.add(batch.get("num_padding", 0), batch.get("num_align", 0), batch["tokens"].numel())
+        self._counts.add(batch.get("num_padding", 0), batch.get("num_align", 0), num_tokens(batch))
 
     def step_done(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Logs both shares when they are due, and counts anew."""

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import lightning.pytorch as pl
 import torch
 
+from lg.attention.part import Held
 from lg.data import data_axis
 
 
@@ -43,8 +44,18 @@ def copies(trainer: pl.Trainer) -> int:
     return trainer.world_size // data_axis(trainer)[0]
 
 
+def num_tokens(batch: Mapping[str, object]) -> int:
+    """Tokens of a batch, on all ranks that share its sequence."""
+    held = batch.get("held")
+    if isinstance(held, Held):
+        return held.split.length
+    tokens = batch["tokens"]
+    assert isinstance(tokens, torch.Tensor)
+    return tokens.numel()
+
+
 def text_tokens(batch: Mapping[str, object]) -> int:
-    """Tokens of a batch that are text; all of them, if it does not tell how much is padding."""
-    tokens, num_padding = batch["tokens"], batch.get("num_padding", 0)
-    assert isinstance(tokens, torch.Tensor) and isinstance(num_padding, int)
-    return tokens.numel() - num_padding
+    """Those of them that are text; all, if it does not tell how much is padding."""
+    num_padding = batch.get("num_padding", 0)
+    assert isinstance(num_padding, int)
+    return num_tokens(batch) - num_padding

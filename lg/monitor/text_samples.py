@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import lightning.pytorch as pl
 import torch
@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lg.attention import Documents
+from lg.attention.part import Held
 from lg.data import IGNORED, Batch, TextData, Tokenizer
 from lg.models.hybrid import HybridLM
 from lg.monitor.board import board, logged_step
@@ -101,15 +102,20 @@ def likeliest(module: HybridLM, prompt: Tensor, new_tokens: int) -> Tensor:
     for end in range(len(prompt), length):
         # What is not yet written lies apart as a second document, so that every pass has one shape.
         documents = Documents(length, [0, end], {name: [0, 0] for name in asked})
-        hidden = module.model(tokens, documents)[0, end - 1]
-        tokens[0, end] = module.model.head(hidden).argmax()
+        last = torch.tensor([end - 1], device=module.device)
+        tokens[0, end] = module.model.logits_at(last, tokens, documents).argmax()
     return tokens[0, len(prompt) :].cpu()
 
 
 def packed_row(batch: Batch, tokenizer: Tokenizer) -> str:
-    """The first row of a batch as Markdown: documents and padding apart, long ones cut in their middle."""
-    tokens, targets = batch["tokens"][0].cpu(), batch["targets"][0].cpu()
-    starts = [start for start in batch["document_starts"] if start < len(tokens)]
+    """The first row of a batch as Markdown: documents and padding apart, long ones cut in their middle.
+
+    Of a sequence that ranks share, the first stretch that is held here.
+    """
+    held = cast("Held | None", batch.get("held"))
+    first, end = held.ranges[0] if held is not None else (0, batch["tokens"].shape[1])
+    tokens, targets = (batch[name][0, : end - first].cpu() for name in ("tokens", "targets"))
+    starts = [0, *(start - first for start in batch["document_starts"] if first < start < end)]
     pieces = []
     padded = 0
     for start, end in zip(starts, [*starts[1:], len(tokens)], strict=True):

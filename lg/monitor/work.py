@@ -17,7 +17,7 @@ from lg.models.hybrid import HybridLM
 from lg.models.wrap import recomputed_weights
 from lg.monitor.matmul_rate import measured
 from lg.monitor.steps import TimedCallback
-from lg.monitor.tally import copies, text_tokens
+from lg.monitor.tally import copies, num_tokens, text_tokens
 
 # By the part of Lightning's names before the dash; what it has beside these computes in bfloat16 or less.
 _DTYPES = {"64": torch.float64, "32": torch.float32, "16": torch.float16, "bf16": torch.bfloat16}
@@ -86,7 +86,7 @@ class Work(TimedCallback):
         self._done = (visible + cost.visible, executed + cost.executed, dense + cost.dense_equivalent)
 
     def _cost(self, costs: BatchCosts, batch: Any) -> BatchCost:
-        documents = Documents(batch["tokens"].numel(), batch["document_starts"], batch.get("document_attributes", {}))
+        documents = Documents(num_tokens(batch), batch["document_starts"], batch.get("document_attributes", {}))
         padded = batch.get("document_padding", [False] * len(documents.starts))
         asked = documents, padded, documents.length - text_tokens(batch)
         # Rows of one document each are all alike.

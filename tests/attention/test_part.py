@@ -14,6 +14,7 @@ from lg.attention.cost import executed_pairs, visible_pairs
 from lg.attention.part import GRID, Held, Part, Split, merged
 from lg.attention.tiles import Ranges, TileTable
 
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 LENGTH = 5 * GRID + 70
 LAYOUTS = [Documents(LENGTH, attributes={"prefix": (70,)}), Documents(LENGTH, (0, 1, 300), {"prefix": (1, 20, 64)})]
 SPLIT = Split((0, 128, 384, 512, LENGTH), (1, 0, 1, 0))
@@ -68,7 +69,9 @@ def _says(table: TileTable, mask: Tensor, block_q: int, block_k: int) -> None:
 @pytest.mark.parametrize("pattern", [Causal(), SinkWindow(window=100, sinks=3), Strided(16, 1, 3)], ids=str)
 def test_attention_is_that_of_the_whole(pattern: Pattern, documents: Documents, impl: str) -> None:
     torch.manual_seed(0)
-    q, k, v, grad = (torch.randn(1, heads, LENGTH, 16) for heads in (2, 2, 2, 2))
+    q, k, v, grad = (torch.randn(1, 2, LENGTH, 16, device=DEVICE) for _ in range(4))
+    # FlexAttention has no backward pass on a CPU.
+    differentiated = impl != "flex" or DEVICE == "cuda"
     whole = [x.double().requires_grad_() for x in (q, k, v)]
     out = attend(*whole, pattern.tiles(documents, 2), "dense")
     for part in parts(pattern, documents, 2):
@@ -76,10 +79,10 @@ def test_attention_is_that_of_the_whole(pattern: Pattern, documents: Documents, 
         (want,) = torch.autograd.grad(out[:, :, held], whole[0], grad[:, :, held].double(), retain_graph=True)
         wants = torch.autograd.grad(out[:, :, held], whole[1:], grad[:, :, held].double(), retain_graph=True)
         own = [q[:, :, held], k[:, :, fetched], v[:, :, fetched]]
-        own = [x.clone().requires_grad_(impl != "flex") for x in own]
+        own = [x.clone().requires_grad_(differentiated) for x in own]
         got = attend(own[0], own[1], own[2], part, impl)
         torch.testing.assert_close(got.double(), out[:, :, held], rtol=0, atol=3e-5)
-        if impl != "flex":
+        if differentiated:
             dq, *others = torch.autograd.grad(got, own, grad[:, :, held])
             torch.testing.assert_close(dq.double(), want[:, :, held], rtol=0, atol=3e-5)
             for one, true in zip(others, wants, strict=True):
@@ -92,8 +95,11 @@ def test_attention_is_that_of_the_whole(pattern: Pattern, documents: Documents, 
 @pytest.mark.parametrize("documents", LAYOUTS, ids=["one document", "packed"])
 def test_full_causal_attention_is_that_of_the_whole_by_torch(documents: Documents) -> None:
     torch.manual_seed(0)
-    whole = [torch.randn(1, heads, LENGTH, 16).double().requires_grad_() for heads in (4, 2, 2)]
-    out, grad = attend(*whole, Causal().tiles(documents, 2), "dense"), torch.randn(1, 4, LENGTH, 16).double()
+    whole = [torch.randn(1, heads, LENGTH, 16, device=DEVICE).double().requires_grad_() for heads in (4, 2, 2)]
+    out, grad = (
+        attend(*whole, Causal().tiles(documents, 2), "dense"),
+        torch.randn(1, 4, LENGTH, 16, device=DEVICE).double(),
+    )
     for part in parts(Causal(), documents, 2):
         held, fetched = part.query_tokens, part.key_tokens
         wants = torch.autograd.grad(out[:, :, held], whole, grad[:, :, held], retain_graph=True)

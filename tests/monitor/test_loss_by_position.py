@@ -58,13 +58,13 @@ def test_the_buckets_together_are_the_held_out_loss(tmp_path: Path) -> None:
 
 def test_a_target_that_is_certain_counts() -> None:
     losses, counted = torch.tensor([0.0, 1.0, 0.0, 5.0]), torch.tensor([True, True, False, True])
-    sums, counts = bucket_sums(losses, counted, Documents(4, [0, 2]), 1)
+    sums, counts = bucket_sums(losses, counted, Documents(4, [0, 2]).positions, 1)
     # Positions 0, 1, 0, 1; the third is no target.
     assert sums[:3].tolist() == [0.0, 6.0, 0.0] and counts[:3].tolist() == [1.0, 2.0, 0.0]
 
 
 def test_buckets_double() -> None:
-    sums, _ = bucket_sums(torch.ones(1000), torch.ones(1000, dtype=torch.bool), Documents(1000), 100)
+    sums, _ = bucket_sums(torch.ones(1000), torch.ones(1000, dtype=torch.bool), Documents(1000).positions, 100)
     assert sums[:5].tolist() == [100, 100, 200, 400, 200]
     assert [tag(n, 100) for n in (0, 3)] == [
         "loss_by_position/00000-00099_nats", "loss_by_position/00400-00799_nats",

@@ -55,7 +55,7 @@ def with_lse(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> tup
             return packed(plan(tiles, launched), q.device)
 
     on = tiles.kept(("triton", launched, q.device), make)
-    out, lse = attention(q, k, v, on.lists, on.numbers, tiles.text, tiles.queries[0], scale)
+    out, lse = attention(q, k, v, on.lists, on.numbers, tiles.text, tiles.query_ranges[0][0], scale)
     return out, lse
 
 
