@@ -40,7 +40,7 @@ ONLY_IN = {
     "triton": ["attention/impl/triton"],
     "flash_attn": ["attention/impl/flash.py"],
     "transformers": ["models/in_transformers.py"],
-    "torch.distributed": ["parallel", "monitor"],
+    "torch.distributed": ["parallel", "monitor", "testing"],
     "PIL": ["attention/picture.py", "cli/curve.py", "cli/bench_plot.py", "monitor"],
 }
 

@@ -143,14 +143,13 @@ def score(decoder: Decoder, hay: Haystack) -> Score:
     for packed in hay.packed:
         answers = hay.answers(packed)
         places = torch.cat(list(answers.values()))
-        hidden = decoder(packed.tokens.to(device), packed.documents)[0]
         # The token before it predicts a token.
-        logits = decoder.head(hidden[(places - 1).to(device)]).float()
+        logits = decoder.logits_at((places - 1).to(device), packed.tokens.to(device), packed.documents).float()
         wanted = packed.tokens[0, places].to(device)
         log_p = logits.log_softmax(-1).gather(1, wanted[:, None])[:, 0].cpu().double()
         likeliest = (logits.argmax(-1) == wanted).cpu().double()
         sizes = [len(own) for own in answers.values()]
-        for number, own, hits in zip(answers, log_p.split(sizes), likeliest.split(sizes), strict=True):
+        for number, own, hits in zip(answers, torch.split(log_p, sizes), torch.split(likeliest, sizes), strict=True):
             log_likelihood[divmod(number, 2)] = own.mean()
             right[divmod(number, 2)] = hits.mean()
     grid = len(hay.needles.depths), len(hay.needles.lengths), hay.needles.samples

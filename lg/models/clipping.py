@@ -20,14 +20,14 @@ def clip_by_norm(parameters: Iterable[nn.Parameter], most: float) -> Tensor:
     Returns:
         The norm before, a plain scalar, the same on all ranks; 0 without any gradient.
     """
-    kinds: dict[type, list[nn.Parameter]] = {}
+    kinds: dict[type, dict[nn.Parameter, Tensor]] = {}
     for parameter in parameters:
         if parameter.grad is not None:
-            kinds.setdefault(type(parameter.grad), []).append(parameter)
-    norms = [_whole(torch.nn.utils.get_total_norm([p.grad for p in alike])) for alike in kinds.values()]
+            kinds.setdefault(type(parameter.grad), {})[parameter] = parameter.grad
+    norms = [_whole(torch.nn.utils.get_total_norm(gradients.values())) for gradients in kinds.values()]
     norm = torch.linalg.vector_norm(torch.stack(norms)) if norms else torch.zeros(())
-    for alike in kinds.values():
-        torch.nn.utils.clip_grads_with_norm_(alike, most, norm)
+    for gradients in kinds.values():
+        torch.nn.utils.clip_grads_with_norm_(gradients, most, norm)
     return norm
 
 

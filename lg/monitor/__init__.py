@@ -4,6 +4,7 @@ from lg.monitor.checkpoints import Checkpoints
 from lg.monitor.compilation import Compilation
 from lg.monitor.count_baseline import CountBaseline
 from lg.monitor.data_wait import DataWait
+from lg.monitor.exchange import Exchange
 from lg.monitor.gradient_norms import GradientNorms
 from lg.monitor.loss_by_position import LossByPosition
 from lg.monitor.memory import Memory
@@ -22,6 +23,7 @@ __all__ = [
     "Compilation",
     "CountBaseline",
     "DataWait",
+    "Exchange",
     "GradientNorms",
     "LossByPosition",
     "Memory",

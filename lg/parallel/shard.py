@@ -1,0 +1,118 @@
+"""What is done to a decoder from outside so that many devices train it as one: one function, in one order.
+
+Before it, `lg.models.wrap` has had activations recomputed and the blocks' halves compiled; the decoder itself stays
+plain single-device code.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from typing import Protocol, cast
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+from lg.attention import Pattern
+from lg.parallel.exchange import ContextAttend
+from lg.parallel.mesh import Meshes
+
+# What a decoder is driven by instead of a call: FSDP must gather weights around these too.
+_METHODS = ("loss", "logits", "logits_at", "token_losses")
+
+
+class _Config(Protocol):
+    @property
+    def num_kv_heads(self) -> int: ...
+
+
+class _Attention(Protocol):
+    attend: Callable[..., Tensor]
+
+
+class Shardable(Protocol):
+    """What a decoder must have: an `nn.Module` with these parts, driven by `loss`, `logits`, `logits_at` and
+    `token_losses`.
+
+    Each block's ``mixer`` has a ``pattern`` and calls its ``attend`` (as `lg.attention.attend`), if the tokens of a
+    sequence are to lie on several ranks.
+    """
+
+    config: _Config
+    embedding: nn.Module
+    blocks: nn.ModuleList
+    head: nn.Module
+
+
+def shard(decoder: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) -> None:
+    """Changes a decoder in place, on all ranks; a second time does nothing.
+
+    In this order: all ranks take the weights of rank 0; where several ranks share a sequence, each attention fetches
+    what its pattern needs of the others; each block, the embedding and the head are sharded, and gathered just before
+    they are needed, the next block while one computes.
+
+    Args:
+        decoder: a `Shardable`, whose weights are on the device that computes.
+        meshes: of the run.
+        policy: in which types weights are gathered and gradients are reduced.
+
+    Raises:
+        ValueError: if a mixer cannot work on a part of a sequence, but is asked to.
+    """
+    if isinstance(decoder, FSDPModule):
+        return
+    parts = cast(Shardable, decoder)
+    take_from_rank_0(decoder)
+    context = meshes.data["context_parallel"]
+    if context.size() > 1:
+        patterns(decoder)  # refuses what has none
+        for block in parts.blocks:
+            cast(_Attention, block.mixer).attend = ContextAttend(context.get_group())
+    own = [] if _tied(parts) else [parts.embedding, parts.head]
+    for part in (*own, *parts.blocks, decoder):
+        # Also the last ones, which are needed again at once: what validation left gathered would be stale after new
+        # weights were loaded.
+        fully_shard(part, mesh=meshes.weights, mp_policy=policy, reshard_after_forward=True)
+    for method in _METHODS:
+        register_fsdp_forward_method(decoder, method)
+    for block, following in pairwise(parts.blocks):
+        # What the host does between two blocks must not delay the second one's weights.
+        cast(FSDPModule, block).set_modules_to_forward_prefetch([cast(FSDPModule, following)])
+
+
+def patterns(decoder: nn.Module) -> list[Pattern]:
+    """What each layer sees.
+
+    Raises:
+        ValueError: if a layer's mixer is not made from a pattern, or does not let its attention be replaced.
+    """
+    found = []
+    for number, block in enumerate(cast(Shardable, decoder).blocks):
+        mixer = block.mixer
+        pattern = getattr(mixer, "pattern", None)
+        if not isinstance(pattern, Pattern) or not hasattr(mixer, "attend"):
+            raise ValueError(
+                f"trainer.strategy.init_args.context_parallel_size: a size above 1 is not allowed; layer {number} is "
+                f"{type(mixer).__name__}, which has no pattern that tells what it needs of other ranks"
+            )
+        found.append(pattern)
+    return found
+
+
+@torch.no_grad()
+def take_from_rank_0(module: nn.Module) -> None:
+    """Gives every rank the weights of the first: replicas that begin apart would stay apart."""
+    for tensor in (*module.parameters(), *module.buffers()):
+        dist.broadcast(tensor, 0)
+
+
+def unsharded(module: nn.Module, decoder: nn.Module) -> Iterator[nn.Parameter]:
+    """What a module trains beside its sharded decoder: whole on every rank."""
+    inside = set(map(id, decoder.parameters()))
+    return (p for p in module.parameters() if id(p) not in inside and p.requires_grad)
+
+
+def _tied(parts: Shardable) -> bool:
+    return any(weight is other for weight in parts.embedding.parameters() for other in parts.head.parameters())

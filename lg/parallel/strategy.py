@@ -1,0 +1,201 @@
+"""The Lightning strategy that trains a hybrid decoder on many devices: weights sharded, sequences too."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.plugins.precision import MixedPrecision, Precision
+from lightning.pytorch.strategies import ModelParallelStrategy
+from torch import Tensor, nn
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
+
+from lg.parallel.batch import check_alike, own_part
+from lg.parallel.checkpoint import load_whole
+from lg.parallel.mesh import Meshes, build_meshes, check_sizes
+from lg.parallel.shard import Shardable, patterns, shard, unsharded
+
+
+class HybridStrategy(ModelParallelStrategy):
+    """Trains one decoder on all devices of a run, on one host or several (FSDP2).
+
+    Every device holds a part of the weights, of their gradients and of the optimizer's state, and gathers a layer's
+    weights just before it computes. With a ``context_parallel_size`` above 1 so many devices share a sequence, too:
+    each has a part of its tokens, and a layer fetches only what its pattern lets these tokens see.
+
+    Weights begin as on one device with the same seed, and gradients are those of the mean over all targets of a step,
+    wherever they lie. Under ``trainer.precision: bf16-mixed`` weights are gathered, and activations kept, in bfloat16;
+    weights themselves, and the sum of gradients over devices, are float32.
+
+    Args:
+        context_parallel_size: devices that share a sequence.
+        data_replicate_size: groups of devices of which each holds all weights; hosts, where the network between them
+            is slow.
+        timeout_s: seconds until a collective that not all ranks have joined ends the run.
+
+    Raises:
+        ValueError: if the run's processes do not divide into these sizes.
+    """
+
+    def __init__(self, context_parallel_size: int = 1, data_replicate_size: int = 1, timeout_s: float = 1800.0) -> None:
+        super().__init__(timeout=timedelta(seconds=timeout_s))
+        self.context_parallel_size = context_parallel_size
+        self.data_replicate_size = data_replicate_size
+        self._meshes: Meshes | None = None
+        self._data_checked = False
+        self._is_accumulating = False
+
+    @property
+    def meshes(self) -> Meshes:
+        """The axes of the run; known once processes have met."""
+        assert self._meshes is not None
+        return self._meshes
+
+    @property
+    def decoder(self) -> nn.Module:
+        """What is sharded.
+
+        Raises:
+            ValueError: if the module has none.
+        """
+        decoder = getattr(self.lightning_module, "decoder", None)
+        if not isinstance(decoder, nn.Module):
+            raise ValueError(
+                f"trainer.strategy: {type(self).__name__} is not allowed with {type(self.lightning_module).__name__}, "
+                "which has no `decoder` to shard once `configure_model` has run; a HybridLM is needed"
+            )
+        return decoder
+
+    # Setting up
+
+    def _configure_launcher(self) -> None:
+        # Before any process is started.
+        check_sizes(self.num_processes, self.num_nodes, self.context_parallel_size, self.data_replicate_size)
+        super()._configure_launcher()
+
+    def setup_environment(self) -> None:
+        """Lets the processes meet, and lays the meshes on them."""
+        self._setup_distributed()
+        self._meshes = build_meshes(
+            self.root_device.type, self.world_size, self.context_parallel_size, self.data_replicate_size
+        )
+        # Lightning reads the axis called "data_parallel" from it, and a module's configure_model may.
+        self._device_mesh = self._meshes.data
+        assert self.lightning_module is not None
+        self.lightning_module._device_mesh = self._device_mesh
+
+    @contextmanager
+    def tensor_init_context(self, empty_init: bool | None = None) -> Iterator[None]:
+        """Weights are drawn on the device, as without a strategy: those of one seed are the same ones."""
+        with self.root_device, self.precision_plugin.tensor_init_context():
+            yield
+
+    @property
+    def precision_plugin(self) -> Precision:
+        """How numbers are held; in a mixed precision FSDP casts, and not autocast."""
+        return super().precision_plugin
+
+    @precision_plugin.setter
+    def precision_plugin(self, precision_plugin: Precision | None) -> None:
+        mixed = isinstance(precision_plugin, MixedPrecision)
+        self._precision_plugin = CastByFSDP() if mixed else precision_plugin
+
+    def setup(self, trainer: pl.Trainer) -> None:
+        """Shards the decoder that `configure_model` has built, then makes the optimizer."""
+        module, decoder = self.lightning_module, self.decoder
+        assert module is not None
+        module.to(self.root_device)
+        shard(decoder, self.meshes, _policy(self.precision_plugin))
+        for parameter in unsharded(module, decoder):
+            dist.broadcast(parameter.detach(), 0)
+        # Tensors made in inference mode could not be trained on, and FSDP keeps those that it gathers into.
+        loops = trainer.fit_loop.epoch_loop.val_loop, trainer.validate_loop, trainer.test_loop, trainer.predict_loop
+        for loop in loops:
+            loop.inference_mode = False
+        super().setup(trainer)
+
+    # Batches
+
+    def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
+        """Moves this rank's part of the batch to its device; all of it, unless a sequence lies on several."""
+        if self.context_parallel_size == 1:
+            return super().batch_to_device(batch, device, dataloader_idx)
+        context = self.meshes.data["context_parallel"]
+        if not self._data_checked:
+            check_alike(batch, context.get_group(), self.root_device)
+            self._data_checked = True
+        num_kv_heads = cast(Shardable, self.decoder).config.num_kv_heads
+        own, held = own_part(
+            batch, patterns(self.decoder), num_kv_heads, self.context_parallel_size, context.get_local_rank()
+        )
+        moved: dict[str, Any] = super().batch_to_device(own, device, dataloader_idx)
+        # After the move, which takes named tuples apart.
+        return {**moved, "held": held}
+
+    # Gradients
+
+    @contextmanager
+    def block_backward_sync(self) -> Iterator[None]:
+        """Around a micro-batch that is not the step's last: gradients are added up where they are, and not sent."""
+        decoder = cast(FSDPModule, self.decoder)
+        decoder.set_requires_gradient_sync(False)
+        self._is_accumulating = True
+        try:
+            yield
+        finally:
+            decoder.set_requires_gradient_sync(True)
+            self._is_accumulating = False
+
+    def post_backward(self, closure_loss: Tensor) -> None:
+        """Takes the mean over ranks of what FSDP does not: gradients of weights beside the decoder."""
+        super().post_backward(closure_loss)
+        if self._is_accumulating:
+            return
+        assert self.lightning_module is not None
+        for parameter in unsharded(self.lightning_module, self.decoder):
+            if parameter.grad is None:  # here, but perhaps not on the others, which would wait for this rank
+                parameter.grad = torch.zeros_like(parameter)
+            dist.all_reduce(parameter.grad)
+            parameter.grad /= self.world_size
+
+    def all_gather(self, tensor: Tensor, group: Any = None, sync_grads: bool = False) -> Tensor:
+        """The tensors of all ranks [ranks, ...]; without gradients not by way of functions that torch retires."""
+        if sync_grads:
+            return super().all_gather(tensor, group, sync_grads)
+        own = tensor.detach().contiguous()
+        everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(everyone, own, group=group)
+        return torch.stack(everyone)
+
+    # Checkpoints: folders, to which each rank adds a file; a folder fits any number of ranks
+
+    def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
+        """Gives each rank its part of a checkpoint; also of one in a single file, which one device has saved."""
+        path = Path(self.broadcast(checkpoint_path))
+        if not path.is_file():
+            return super().load_checkpoint(path, weights_only)
+        module = self.lightning_module
+        assert module is not None
+        return load_whole(path, module, self.optimizers, module.strict_loading, bool(weights_only))
+
+
+class CastByFSDP(Precision):
+    """Lightning's plugin for bf16-mixed, without autocast: FSDP gathers weights in bfloat16 and casts what goes in.
+
+    Autocast would keep the stream between layers in float32: twice the memory, for sums that no kernel reads so.
+    """
+
+    precision = "bf16-mixed"
+
+
+def _policy(precision: Precision) -> MixedPrecisionPolicy:
+    """In which types weights are gathered and gradients reduced: never summed over ranks in less than float32."""
+    if precision.precision == CastByFSDP.precision:
+        return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+    return MixedPrecisionPolicy(reduce_dtype=torch.float32)
