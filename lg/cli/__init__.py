@@ -23,13 +23,14 @@ COMMANDS = {
     "validate": "measure a checkpoint on the held-out documents",
     "cost": "count what a model costs at any length, beside full attention",
     "patterns": "draw what layers may see: every pattern, or those of a configuration",
+    "consolidate": "make one file of a checkpoint that many devices wrote into a folder",
     "data": "fetch real texts and tokenizers, and list those that there are",
     "check": "find out whether attention is right on this machine, in every way that a model would use it",
-    "bench": "time attention, implementation by implementation",
+    "bench": "time attention, implementation by implementation, or whole training steps",
 }
 
 # Commands that need no Trainer: each has a module with a `run` of its own.
-_MODULES = {name: f"lg.cli.{name}" for name in ("cost", "patterns", "data", "check", "bench")}
+_MODULES = {name: f"lg.cli.{name}" for name in ("cost", "patterns", "consolidate", "data", "check", "bench")}
 
 _SHOWN = 400  # characters of the beginning and of the end of a message
 
@@ -38,7 +39,7 @@ HELP = f"""usage: lg COMMAND [--config FILE ...] [--key=value ...]
 Trains hybrid decoders: language models whose layers see different parts of a long context.
 
 commands:
-{chr(10).join(f"  {name:<10} {what}" for name, what in COMMANDS.items())}
+{chr(10).join(f"  {name:<12} {what}" for name, what in COMMANDS.items())}
 
   lg fit --config configs/hybrid.yaml                           the flagship, on this machine
   lg fit --config configs/hybrid.yaml --trainer.max_steps=20    any key of the YAML is an option

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from lg.attention.impl import Implementation
 
 HELP = """usage: lg bench attention [--OPTION=VALUE ...]
+       lg bench train --config FILE [--key=value ...] [--OPTION=VALUE ...]      (see lg bench train --help)
 
 Times forward and backward passes of attention and says what each costs: milliseconds, useful and executed TFLOP/s, peak
 memory, and how many times as fast as the best full causal attention of the same shape. Outputs and gradients are held
@@ -61,11 +62,16 @@ def run(args: list[str]) -> None:
         ValueError: when the input is at fault.
     """
     words = args[1:]
+    if words[:1] == ["train"]:
+        from lg.cli import bench_train
+
+        bench_train.run(words[1:])
+        return
     if not words or {"-h", "--help"} & set(words):
         print(HELP, end="")
         return
     if words[0] != "attention":
-        raise ValueError(f"{words[0]!r} is not a benchmark; allowed: attention (see lg bench --help)")
+        raise ValueError(f"{words[0]!r} is not a benchmark; allowed: attention, train (see lg bench --help)")
     options = _options(words[1:])
     picture, figures = file_for(options.out, "--out", ".png"), file_for(options.json, "--json", ".json")
 

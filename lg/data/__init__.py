@@ -11,6 +11,7 @@ from lg.data.loader import Loader
 from lg.data.mixture import Mixture, Upsample
 from lg.data.packed import PackedRows, pack
 from lg.data.packing import BestFit, Cut, Packed, Packing
+from lg.data.random_tokens import RandomTokens
 from lg.data.rows import IGNORED, Batch, Row, RowShape, collate
 from lg.data.shards import data_axis, of_every_rank
 from lg.data.source import Document, Source
@@ -36,6 +37,7 @@ __all__ = [
     "PackedRows",
     "Packing",
     "Parquet",
+    "RandomTokens",
     "Repositories",
     "Row",
     "RowShape",

@@ -20,11 +20,11 @@ _GIB = 2**30
 
 
 class Exchange(StepCallback):
-    """Logs, where ranks share a sequence, ``exchange/NAME_GiB`` and ``exchange/imbalance``.
+    """Logs, where ranks share a sequence, ``exchange/NAME_GiB``, ``exchange/imbalance`` and ``exchange/num_ranks``.
 
     The first, for each name of the schedule, is what a rank receives in an optimizer step for all layers of that name,
     forward and backward, in the mean over ranks; the second the attention of the busiest rank over the mean, 1 where
-    all compute alike.
+    all compute alike; the third how many share it.
 
     Args:
         every: optimizer steps in one figure; ``null`` is the trainer's ``log_every_n_steps``.
@@ -32,6 +32,7 @@ class Exchange(StepCallback):
 
     def __init__(self, every: int | None = None) -> None:
         super().__init__(every)
+        self._num_ranks = 1
         self._begin()
 
     def _begin(self) -> None:
@@ -45,6 +46,7 @@ class Exchange(StepCallback):
             module = cast(HybridLM, pl_module)
             on = Documents(num_tokens(batch), batch["document_starts"], batch.get("document_attributes", {}))
             heads = module.decoder_config.num_kv_heads
+            self._num_ranks = held.split.num_ranks
             self._imbalances.append(imbalance(held.split, on, patterns(module.model), heads))
 
     def step_done(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -68,6 +70,7 @@ class Exchange(StepCallback):
         )
         means = trainer.strategy.reduce(own.to(pl_module.device), reduce_op="mean")
         assert isinstance(means, Tensor)
+        pl_module.log("exchange/num_ranks", float(self._num_ranks))
         for name, mean in zip((*(f"{name}_GiB" for name in received), "imbalance"), means.tolist(), strict=True):
             pl_module.log(f"exchange/{name}", mean)
         self._begin()
