@@ -62,7 +62,7 @@ def hooks(pages: ModuleType) -> ModuleType:
 
 def test_there_are_examples() -> None:
     assert {"index.md", "attention.md", "patterns/index.md", "patterns/own.md"} <= set(WITH_PYTHON)
-    assert {command[1] for command in COMMANDS} == {"fit", "cost"}
+    assert {command[1] for command in COMMANDS} == {"fit", "cost", "plan"}
 
 
 # The page says when to compile it; here that would take longer than the rest.

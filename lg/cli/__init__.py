@@ -22,6 +22,7 @@ COMMANDS = {
     "fit": "train a model",
     "validate": "measure a checkpoint on the held-out documents",
     "cost": "count what a model costs at any length, beside full attention",
+    "plan": "predict memory and time of training on GPUs, without one",
     "patterns": "draw what layers may see: every pattern, or those of a configuration",
     "consolidate": "make one file of a checkpoint that many devices wrote into a folder",
     "data": "fetch real texts and tokenizers, and list those that there are",
@@ -30,7 +31,7 @@ COMMANDS = {
 }
 
 # Commands that need no Trainer: each has a module with a `run` of its own.
-_MODULES = {name: f"lg.cli.{name}" for name in ("cost", "patterns", "consolidate", "data", "check", "bench")}
+_MODULES = {name: f"lg.cli.{name}" for name in ("cost", "plan", "patterns", "consolidate", "data", "check", "bench")}
 
 _SHOWN = 400  # characters of the beginning and of the end of a message
 
@@ -46,6 +47,7 @@ commands:
   lg fit --config configs/hybrid.yaml --print_config            the whole configuration, resolved
   lg fit --help                                                 every option
   lg cost --config configs/hybrid.yaml --lengths 32K,1M         what it costs there
+  lg plan --config configs/hybrid.yaml --devices 4              what it would hold on four GPUs
   lg patterns SinkWindow --window=64                            what a pattern sees, drawn
   lg data fetch austen                                          the six novels, to train on
   lg check --config configs/hybrid.yaml                         whether its attention is right here

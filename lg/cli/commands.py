@@ -16,6 +16,7 @@ from jsonargparse import Namespace
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.strategies import Strategy
 from lightning.pytorch.utilities import rank_zero_warn
 
 # The modules, for their classes: YAML may write a class by its bare name once it is imported.
@@ -138,7 +139,18 @@ class Command(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         with troubles_told(self.given):
+            self._check_one_device(subcommand)
             super()._run_subcommand(subcommand)
+
+    def _check_one_device(self, subcommand: str) -> None:
+        """Refuses a sharded checkpoint where the strategy would read a file."""
+        checkpoint = self.config[subcommand].get("ckpt_path")
+        reads_files = type(self.trainer.strategy).load_checkpoint is Strategy.load_checkpoint
+        if checkpoint and Path(checkpoint).is_dir() and reads_files:
+            raise Refused(
+                f"ckpt_path: {checkpoint!r} is a sharded checkpoint, a folder, which needs trainer.strategy "
+                f"lg.parallel.HybridStrategy; without it one file is needed: lg consolidate {_word(Path(checkpoint))}"
+            )
 
     def before_fit(self) -> None:
         """Drops from the board what an interrupted run logged after the checkpoint: it is logged again."""

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from lg.parallel.consolidate import missing_part
+
 _log = logging.getLogger(__name__)
 
 
@@ -87,7 +89,8 @@ def _listed(value: Any) -> Iterable[Any]:
 def damage_of(path: Path) -> str | None:
     """What is wrong with a checkpoint, to stand after "it"; None if a run can go on from it.
 
-    All of a file is read and held against the checksums in it. Of a folder, as FSDP writes it, only the index is read.
+    All of a file is read and held against the checksums in it. Of a folder, as FSDP writes it, only the index is read,
+    and whether the files are there, and as long, as it says.
     """
     index = index_of(path)
     try:
@@ -99,6 +102,8 @@ def damage_of(path: Path) -> str | None:
             if (name := archive.testzip()) is not None:
                 return f"is damaged in {name}"
         content = torch.load(index, map_location="cpu", weights_only=True, mmap=True)
+        if path.is_dir() and (part := missing_part(path)) is not None:
+            return f"is not whole: {part} is missing or too short"
     except Exception as error:  # whatever damage makes of pickled and packed bytes
         return f"cannot be read: {(str(error).splitlines() or [type(error).__name__])[0][:200]}"
     if not isinstance(content, dict) or not isinstance(content.get("global_step"), int):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import math
+import os
 from collections.abc import Collection, Mapping
 from typing import Any, TypedDict
 
@@ -392,8 +393,12 @@ class HybridLM(pl.LightningModule):
         """A model as it was trained, from a file of Lightning's: configuration, weights, nothing else needed.
 
         Raises:
-            ValueError: if the file is not a checkpoint of lg's, or of a later format.
+            ValueError: if the file is not a checkpoint of lg's, or of a later format, or a folder of many files.
         """
+        if os.path.isdir(path):
+            raise ValueError(
+                f"{path!r} is a sharded checkpoint, a folder; `lg consolidate {path}` makes one file of it"
+            )
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         module = cls(**from_plain(load(checkpoint)))
         module.configure_model()

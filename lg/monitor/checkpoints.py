@@ -6,8 +6,9 @@ import os
 import random
 import shutil
 import signal
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -19,6 +20,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lg.data import of_every_rank
 from lg.monitor.board import logged_step
+from lg.parallel import HybridStrategy
 
 _KEY = "trainer.callbacks.Checkpoints"
 _RANDOM, _LOGGED = "random_states", "logged"
@@ -29,7 +31,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
 
     A state is saved when an optimizer step is whole, its validation included where one is due, and holds all that the
     next step hangs on: weights, optimizer, loops, the data's place (`TextData`) and the random states of every rank.
-    It is written aside and renamed, so a file of that name is whole; an older one goes only after that. The first
+    It is written aside and renamed, so a file of that name is whole; an older one goes only after that. With
+    `HybridStrategy` training goes on meanwhile; the next save, and the end of training, wait for it. The first
     SIGTERM or Ctrl-C lets the step end, saves, and stops with code 143 or 130; a second one stops at once.
 
     `lg fit --ckpt_path last` goes on from the newest.
@@ -72,7 +75,12 @@ class Checkpoints(pl.callbacks.Checkpoint):
             for logger in trainer.loggers:
                 logger.log_metrics(self._logged["metrics"], step=self._logged["step"])
             self._logged = None
-        self._keep_only_own(self._own_folder(trainer))
+        folder = self._own_folder(trainer)
+        self._keep_only_own(folder)
+        if trainer.is_global_zero:
+            for left in folder.glob(".step=*.ckpt.part"):
+                rank_zero_info(f"{left} was not finished when a run ended, and is removed")
+                _remove([left])
         rank_zero_info(f"begins training at step {trainer.global_step}; a checkpoint every {self.every} steps")
         # Where training was resumed, or begins: there is nothing new to save.
         self._saved_at = trainer.global_step
@@ -94,6 +102,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
     ) -> None:
         """Stops here if asked to, everything of the step before being done; or goes on with its random states."""
         if self._saved_at == trainer.global_step and self._stops(trainer):
+            self._wait(trainer)
             raise SystemExit(128 + (self._signal or signal.SIGTERM))
         if self._random is not None:
             try:
@@ -146,6 +155,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         """Saves the last step."""
         if trainer.global_step != self._saved_at:
             self._save(trainer)
+        self._wait(trainer)
 
     def _stops(self, trainer: pl.Trainer) -> bool:
         """Whether any rank was asked to: all stop at the same step."""
@@ -159,7 +169,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
             return
         folder = self._own_folder(trainer)
         path = folder / f"step={trainer.global_step:08d}.ckpt"
-        aside = folder / f".{path.name}.part"
+        aside = _aside(path)
+        self._wait(trainer)
         old_best = self.best_model_path
         # Known to the state itself, so that a resumed run removes it in its time.
         self._newest.append(str(path))
@@ -167,22 +178,38 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if is_best or not self.best:
             self.best_model_path = str(path)
         self._saved_at = trainer.global_step
-        try:
+        gone = [old for old in {*self._newest[: -self.keep], old_best} if old and old != self.best_model_path]
+        kept = self._newest[-self.keep :]
+        settle = partial(_settle, aside, path, [Path(old) for old in gone if old not in kept])
+        with self._told(path):
             folder.mkdir(parents=True, exist_ok=True)
             for logger in trainer.loggers:
                 logger.save()  # what was logged before the checkpoint must not be lost after it
-            trainer.save_checkpoint(aside)
-            if trainer.is_global_zero:
-                _settle(aside, path)
+            if isinstance(trainer.strategy, HybridStrategy):
+                with trainer.strategy.in_background(settle):
+                    trainer.save_checkpoint(aside)
+            else:
+                trainer.save_checkpoint(aside)
+                if trainer.is_global_zero:
+                    settle()
+        self._newest = kept
+        trainer.strategy.barrier("Checkpoints")
+
+    def _wait(self, trainer: pl.Trainer) -> None:
+        """Until the newest checkpoint has its name, which the strategy may give it while training goes on."""
+        if isinstance(trainer.strategy, HybridStrategy):
+            with self._told(Path(self.last_model_path)):
+                trainer.strategy.wait_for_save()
+
+    @contextmanager
+    def _told(self, path: Path) -> Iterator[None]:
+        """Around what writes a checkpoint: if it fails nothing half-written is left."""
+        try:
+            yield
         # torch says RuntimeError where its archive cannot be written.
         except (OSError, RuntimeError) as error:
-            _remove([aside])
+            _remove([_aside(path)])
             raise ValueError(f"{_KEY}.folder: {str(path)!r} cannot be written: {error}") from error
-        gone = [old for old in {*self._newest[: -self.keep], old_best} if old and old != self.best_model_path]
-        self._newest = self._newest[-self.keep :]
-        if trainer.is_global_zero:
-            _remove(Path(old) for old in gone if old not in self._newest)
-        trainer.strategy.barrier("Checkpoints")
 
     def _own_folder(self, trainer: pl.Trainer) -> Path:
         """Where the run's checkpoints are; asked for on every rank."""
@@ -232,7 +259,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         """Keeps them until the first step: what is drawn before it is no part of training."""
         self._random = checkpoint.get(_RANDOM)
         self._logged = checkpoint.get(_LOGGED)
-        if self._random is not None and len(self._random) != trainer.world_size:
+        if trainer.state.fn == "fit" and self._random is not None and len(self._random) != trainer.world_size:
             rank_zero_warn(
                 f"the checkpoint holds the random states of {len(self._random)} ranks, and there are "
                 f"{trainer.world_size}: what is drawn at random will not be what it would have been"
@@ -261,13 +288,19 @@ def _set_random_state(state: dict[str, Any]) -> None:
         torch.cuda.set_rng_state_all(state["cuda"])
 
 
-def _settle(aside: Path, path: Path) -> None:
-    """Gives a written checkpoint, a file or a folder, its name, once its bytes are on the disk."""
+def _aside(path: Path) -> Path:
+    """Where a checkpoint is written before it gets its name."""
+    return path.with_name(f".{path.name}.part")
+
+
+def _settle(aside: Path, path: Path, gone: Iterable[Path]) -> None:
+    """Gives a written checkpoint, a file or a folder, its name, once its bytes are on the disk; then others may go."""
     for file in [aside] if aside.is_file() else [inner for inner in aside.rglob("*") if inner.is_file()]:
         with file.open("rb") as handle:
             os.fsync(handle.fileno())
     _remove([path])
     aside.rename(path)
+    _remove(gone)
 
 
 def _remove(paths: Iterable[Path]) -> None:

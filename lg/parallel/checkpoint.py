@@ -1,15 +1,76 @@
-"""Reads a checkpoint of one file, as one device writes it, into weights and optimizers that lie on many."""
+"""Checkpoints of weights and optimizers that lie on many devices: writes a folder; reads what one device has written.
+
+A folder is written by a thread on a copy, while training goes on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict, set_optimizer_state_dict
+from torch.distributed.checkpoint.state_dict_saver import save
+from torch.distributed.tensor import DTensor
 from torch.optim import Optimizer
+
+
+def folder_writer(
+    path: Path, checkpoint: Mapping[str, Any], group: dist.ProcessGroup, settle: Callable[[], None]
+) -> Callable[[], None]:
+    """What writes a checkpoint into a folder; to be called once on every rank, by whatever thread.
+
+    Args:
+        path: the folder, the same on every rank; made if it is not there.
+        checkpoint: as Lightning makes it. It is copied now: what training changes later is not written.
+        group: all ranks, by gloo; for nothing else meanwhile.
+        settle: what rank 0 does when all ranks have written their part.
+
+    Returns:
+        A function that raises OSError on all ranks if one of them could not write, or ``settle`` failed.
+    """
+    beside = {**checkpoint}
+    parts = {"state_dict": _copied(beside.pop("state_dict"))}
+    for number, state in enumerate(beside.pop("optimizer_states", ())):
+        parts[f"optimizer_{number}"] = _copied(state)
+    packed = io.BytesIO()
+    torch.save(beside, packed)
+
+    def write() -> None:
+        path.mkdir(parents=True, exist_ok=True)
+        try:
+            save(parts, checkpoint_id=path, process_group=group)
+        except CheckpointException as error:  # no Exception; the same on all ranks
+            rank, (failure, _) = min(error.failures.items())
+            raise OSError(f"rank {rank}: {failure}") from error
+        told: list[str | None] = [None]
+        if dist.get_rank(group) == 0:
+            try:
+                (path / "meta.pt").write_bytes(packed.getbuffer())
+                settle()
+            except Exception as error:  # whatever it is, the others wait to be told
+                told = [f"rank 0: {error}"]
+        dist.broadcast_object_list(told, 0, group)
+        if told[0] is not None:
+            raise OSError(told[0])
+
+    return write
+
+
+def _copied(value: Any) -> Any:
+    """A tree of mappings and lists with copies of its tensors, in the host's memory."""
+    if isinstance(value, Tensor):
+        # Lightning has brought what was elsewhere here, and so copied it already.
+        shared = value.is_cpu if not isinstance(value, DTensor) else value.device_mesh.device_type == "cpu"
+        return value.detach().clone() if shared else value.detach()
+    if isinstance(value, dict):
+        return {name: _copied(inner) for name, inner in value.items()}
+    return [_copied(inner) for inner in value] if isinstance(value, list) else value
 
 
 def load_whole(

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
 from lg.parallel.batch import check_alike, own_part
-from lg.parallel.checkpoint import load_whole
+from lg.parallel.checkpoint import folder_writer, load_whole
 from lg.parallel.mesh import Meshes, build_meshes, check_sizes
 from lg.parallel.shard import Shardable, patterns, shard, unsharded
 
@@ -50,6 +51,10 @@ class HybridStrategy(ModelParallelStrategy):
         self._meshes: Meshes | None = None
         self._data_checked = False
         self._is_accumulating = False
+        self._settle: Callable[[], None] | None = None
+        self._saving: Future[None] | None = None
+        self._save_group: dist.ProcessGroup | None = None
+        self._thread = ThreadPoolExecutor(1, "checkpoint")
 
     @property
     def meshes(self) -> Meshes:
@@ -175,6 +180,56 @@ class HybridStrategy(ModelParallelStrategy):
 
     # Checkpoints: folders, to which each rank adds a file; a folder fits any number of ranks
 
+    @contextmanager
+    def in_background(self, settle: Callable[[], None]) -> Iterator[None]:
+        """What is saved inside is copied, and written while training goes on; on all ranks.
+
+        Args:
+            settle: what rank 0 does once all ranks have written, on another thread.
+        """
+        self._settle = settle
+        try:
+            yield
+        finally:
+            self._settle = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: str | Path, storage_options: Any = None) -> None:
+        """Each rank writes its part into the folder; waits for that, unless it is `in_background`.
+
+        Raises:
+            OSError: on all ranks, if one could not write; also of a save before, which was in the background.
+        """
+        if storage_options is not None or not self._save_distributed_checkpoint:
+            super().save_checkpoint(checkpoint, filepath, storage_options)
+            return
+        self.wait_for_save()
+        path = Path(self.broadcast(filepath))
+        if self._save_group is None:
+            # Of its own: what two threads send by one would be mixed up.
+            self._save_group = dist.new_group(backend="gloo", timeout=self._timeout)
+        write = folder_writer(path, checkpoint, self._save_group, self._settle or _nothing)
+        self._saving = self._thread.submit(write)
+        if self._settle is None:
+            self.wait_for_save()
+
+    def wait_for_save(self) -> None:
+        """Until what is saved in the background is written.
+
+        Raises:
+            OSError: if it could not be.
+        """
+        saving, self._saving = self._saving, None
+        if saving is not None:
+            saving.result()
+
+    def teardown(self) -> None:
+        """Lets a save end first, also where an error ended training."""
+        try:
+            self.wait_for_save()
+        finally:
+            self._thread.shutdown()
+            super().teardown()
+
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Gives each rank its part of a checkpoint; also of one in a single file, which one device has saved."""
         path = Path(self.broadcast(checkpoint_path))
@@ -192,6 +247,10 @@ class CastByFSDP(Precision):
     """
 
     precision = "bf16-mixed"
+
+
+def _nothing() -> None:
+    """What is to be done after a save that somebody waits for."""
 
 
 def _policy(precision: Precision) -> MixedPrecisionPolicy:

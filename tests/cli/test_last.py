@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.checkpoint as dcp
 
 from lg.cli.last import damage_of, newest_checkpoint
 
@@ -47,8 +50,14 @@ def test_a_sharded_one(tmp_path: Path) -> None:
     folder.mkdir()
     saved(folder / "meta.pt", {"global_step": 1})
     assert "has no .metadata" in (damage_of(folder) or "")
-    (folder / ".metadata").touch()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that one process saves alone
+        dcp.save({"weight": torch.ones(3)}, checkpoint_id=folder, no_dist=True)
     assert damage_of(folder) is None
+    os.truncate(folder / "__0_0.distcp", 10)
+    assert "__0_0.distcp is missing or too short" in (damage_of(folder) or "")
+    (folder / ".metadata").write_bytes(b"")
+    assert "cannot be read" in (damage_of(folder) or "")
 
 
 def test_the_newest_that_is_whole(whole: Path) -> None:

@@ -54,9 +54,9 @@ def rates(device: torch.device) -> Sequence[Rate]:
     A device without a shipped table is served by that of another of its compute capability.
     """
     name, capability = _name(device), _capability(device)
-    shipped = [json.loads(file.read_text(encoding="utf-8")) for file in _shipped()]
-    alike = [table for table in shipped if table["device"] == name] or [
-        table for table in shipped if capability and table["capability"] == capability
+    tables = _shipped()
+    alike = [table for table in tables if table["device"] == name] or [
+        table for table in tables if capability and table["capability"] == capability
     ]
     found: dict[tuple[object, ...], Rate] = {}
     for rate in (rate for table in (*alike[:1], _own(name)) for rate in _parsed(table)):
@@ -64,6 +64,11 @@ def rates(device: torch.device) -> Sequence[Rate]:
         before = found.get(_problem(rate))
         found[_problem(rate)] = rate._replace(ms={**before.ms, **rate.ms}) if before else rate
     return tuple(found.values())
+
+
+def shipped(device: str) -> Sequence[Rate]:
+    """What comes with lg of a device by its full name, whatever device is here; empty if it was not measured."""
+    return [rate for table in _shipped() if table["device"] == device for rate in _parsed(table)]
 
 
 def rows_of(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -144,7 +149,7 @@ def _problem(rate: Rate) -> tuple[object, ...]:
 
 def _shipped() -> list[Any]:
     files = (file for file in resources.files(__package__).iterdir() if file.name.endswith(".json"))
-    return sorted(files, key=lambda file: file.name)
+    return [json.loads(file.read_text(encoding="utf-8")) for file in sorted(files, key=lambda file: file.name)]
 
 
 @cache
