@@ -47,7 +47,7 @@ def test_jsonl_reads_a_line_a_document(tmp_path: Path) -> None:
     ("name", "text"),
     [
         ("a.jsonl", b"\xef\xbb\xbf" + b"\r\n".join(LINES) + b"\r\n"),
-        ("a.jsonl.gz", gzip.compress(b"\n".join(LINES))),
+        ("a.jsonl.gz", gzip.compress(b"\n".join(LINES), mtime=0)),
         ("a[1]*?.jsonl", b"\n".join(LINES)),
         (".hidden", b"\n".join(LINES)),
     ],
