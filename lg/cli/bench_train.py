@@ -40,7 +40,7 @@ options; every other key of the YAML is one too, as in lg fit:
 _TAGS = {
     "speed/step_s": "step_s",
     "speed/tokens_per_s": "tokens_per_s",
-    "speed/tokens_per_s_per_device": "tokens_per_s_per_gpu",
+    "speed/device_tokens_per_s": "tokens_per_s_per_gpu",
     "work/mfu_percent": "mfu_visible",
     "work/dense_equivalent_TFLOP_per_s": "dense_equivalent_TFLOP_per_s",
     "work/matmul_TFLOP_per_s": "matmul_TFLOP_per_s",

@@ -51,7 +51,7 @@ class Throughput(TimedCallback):
         """Logs the speed."""
         pl_module.log("speed/tokens_per_s", (self.num_tokens - self._before) / seconds, prog_bar=True)
         pl_module.log("speed/step_s", seconds / num_steps)
-        pl_module.log("speed/tokens_per_s_per_device", (self.num_tokens - self._before) / seconds / trainer.world_size)
+        pl_module.log("speed/device_tokens_per_s", (self.num_tokens - self._before) / seconds / trainer.world_size)
 
     def state_dict(self) -> dict[str, Any]:
         """The count so far."""
