@@ -71,7 +71,8 @@ class Split:
         return merged([chunk for chunk, owner in zip(pairwise(self.edges), self.owners, strict=True) if owner == rank])
 
 
-class Held(NamedTuple):
+@dataclass(frozen=True)
+class Held:
     """What one rank holds of a sequence.
 
     Attributes:
@@ -82,12 +83,12 @@ class Held(NamedTuple):
     split: Split
     rank: int
 
-    @property
+    @cached_property
     def ranges(self) -> Ranges:
         """First token and end (exclusive) of each stretch that is held, ascending."""
         return self.split.ranges(self.rank)
 
-    @property
+    @cached_property
     def tokens(self) -> Tensor:
         """The tokens of the sequence that are held: int64, on the host."""
         return tokens_of(self.ranges)
@@ -131,6 +132,7 @@ class Part(Tiles):
             assert all(edge % GRID == 0 or edge == length for edge in edges) and edges[-1] <= length, ranges
         self.query_ranges, self.key_ranges = queries, keys
         self.num_queries, self.num_keys = (sum(end - first for first, end in ranges) for ranges in (queries, keys))
+        self.all_queries, self.all_keys = (ranges == tiles.key_ranges for ranges in (queries, keys))
         # Whose own rows of queries are counted from their first one.
         self.pieces = [Tiles(tiles.pattern, tiles.documents, tiles.num_kv_heads, one) for one in queries]
 

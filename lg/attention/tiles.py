@@ -91,6 +91,7 @@ class Tiles:
         query_ranges, key_ranges: the tokens that ask, and those that are there to be seen: of `lg.attention.part.Part`
             stretches laid end to end, else the one of ``queries`` and the whole sequence.
         num_queries, num_keys: how many they are.
+        all_queries, all_keys: whether they are all tokens of the sequence.
 
     Raises:
         ValueError: if the pattern asks for what the documents do not have, is made for another number of KV heads, or
@@ -116,6 +117,7 @@ class Tiles:
         self.query_ranges: Ranges = ((first, end),)
         self.key_ranges: Ranges = ((0, documents.length),)
         self.num_queries, self.num_keys = end - first, documents.length
+        self.all_queries, self.all_keys = (first, end) == (0, documents.length), True
         self.heads = num_kv_heads if self.heads_differ else 1
         if pattern.made_for not in (None, num_kv_heads):
             raise ValueError(f"{pattern} is made for {pattern.made_for} KV heads, but the layer has {num_kv_heads}")

@@ -125,15 +125,16 @@ def _draw(path: Path, rows: Sequence[Row], device: torch.device) -> None:
     print(f"\nwritten  {path}")
 
 
-class _Parser(argparse.ArgumentParser):
+class Parser(argparse.ArgumentParser):
     """Raises what it has to say."""
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see lg bench --help)")
+        """Raises ValueError."""
+        raise ValueError(f"{message} (see {self.prog} --help)")
 
 
 def _options(words: list[str]) -> argparse.Namespace:
-    parser = _Parser(prog="lg bench attention", allow_abbrev=False, add_help=False)
+    parser = Parser(prog="lg bench", allow_abbrev=False, add_help=False)
     for name in ("patterns", "impls", "lengths", "heads", "kv_heads", "width", "dtype", "device", "out", "json"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--documents", default="1")
@@ -165,8 +166,8 @@ def _cases(options: argparse.Namespace, device: torch.device) -> Iterator[Case]:
 
     patterns = _patterns(options.patterns)
     lengths = [tokens_in(word, "--lengths") for word in options.lengths.split(",")]
-    heads, heads_kv = (_number(getattr(options, name), name, 1024) for name in ("heads", "kv_heads"))
-    width, documents = _number(options.width, "width", 1024), _number(options.documents, "documents", 1 << 16)
+    heads, heads_kv = (number(getattr(options, name), name, 1024) for name in ("heads", "kv_heads"))
+    width, documents = number(options.width, "width", 1024), number(options.documents, "documents", 1 << 16)
     if heads % heads_kv:
         raise ValueError(f"--kv_heads: {heads_kv} is not allowed; {heads} query heads must be a multiple of it")
     if options.dtype not in _DTYPES:
@@ -205,7 +206,12 @@ def _implementations(words: str | None, device: torch.device) -> Mapping[str, Im
     return {name: IMPLEMENTATIONS[name] for name in dict.fromkeys(names)}
 
 
-def _number(word: str, name: str, most: int) -> int:
+def number(word: str, name: str, most: int) -> int:
+    """What an option's word stands for.
+
+    Raises:
+        ValueError: if it is no number from 1 to ``most``.
+    """
     if not (word.isascii() and word.isdecimal()) or not 1 <= int(word) <= most:
         raise ValueError(f"--{name}: {word!r} is not allowed; it must be a number from 1 to {most:,}")
     return int(word)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import importlib.metadata
 import itertools
 import json
@@ -11,11 +10,13 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
+from lg.cli.bench import Parser, number
 from lg.cli.configuration import Config, gather
 from lg.cli.lengths import tokens_in
 from lg.cli.written import file_for, write
+from lg.monitor.logged import Logged
 
 HELP = """usage: lg bench train --config FILE [--key=value ...] [--OPTION=VALUE ...]
 
@@ -51,13 +52,6 @@ _CALLBACKS = ("Throughput", "Work", "Memory", "Exchange")
 _HEAD = f"{'schedule':<34} {'tokens':>9} {'step':>9} {'tokens/s':>10} {'MFU':>6} {'dense eq.':>9} {'peak':>9}  fetched"
 
 
-class _Parser(argparse.ArgumentParser):
-    """Raises what it has to say."""
-
-    def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (see lg bench train --help)")
-
-
 def run(words: list[str]) -> None:
     """Measures case by case, and prints a line for each.
 
@@ -70,11 +64,11 @@ def run(words: list[str]) -> None:
     if not words or {"-h", "--help"} & set(words):
         print(HELP, end="")
         return
-    parser = _Parser(prog="lg bench train", allow_abbrev=False, add_help=False)
+    parser = Parser(prog="lg bench train", allow_abbrev=False, add_help=False)
     for name, default in (("lengths", None), ("schedules", None), ("steps", "8"), ("warm_up", "3"), ("json", None)):
         parser.add_argument(f"--{name}", default=default)
     own, rest = parser.parse_known_args(words)
-    steps, warm_up = (_number(getattr(own, name), name) for name in ("steps", "warm_up"))
+    steps, warm_up = (number(getattr(own, name), name, 1000) for name in ("steps", "warm_up"))
     if warm_up >= steps:
         raise ValueError(f"--warm_up: {warm_up} is not allowed; it must be below --steps, {steps}")
     figures = file_for(own.json, "--json", ".json")
@@ -122,15 +116,15 @@ def _measured(
         if done.returncode:
             told = (done.stderr or done.stdout).strip().splitlines()
             return {**case, "error": told[-1] if told else f"ended with {done.returncode}"}
-        board = _scalars(Path(folder))
-    return {**case, **_figures(board, warm_up)}
+        logged = Logged(next(Path(folder).rglob("events.out.tfevents.*")).parent)
+    return {**case, **_figures(logged, warm_up)}
 
 
-def _figures(board: dict[str, list[tuple[int, float]]], warm_up: int) -> dict[str, Any]:
+def _figures(logged: Logged, warm_up: int) -> dict[str, Any]:
     """Medians over the steps that count; memory's most."""
 
     def values(tag: str) -> list[float]:
-        return [value for step, value in board.get(tag, []) if step >= warm_up]
+        return [value for step, value in logged.points(tag) if step >= warm_up]
 
     row: dict[str, Any] = {}
     for tag, name in _TAGS.items():
@@ -141,7 +135,7 @@ def _figures(board: dict[str, list[tuple[int, float]]], warm_up: int) -> dict[st
     if "mfu_visible" in row:
         row["mfu_visible"] /= 100
         row["mfu_dense_equivalent"] = row.pop("dense_equivalent_TFLOP_per_s") / row["matmul_TFLOP_per_s"]
-    layers = [tag for tag in board if tag.startswith("exchange/") and tag.endswith("_GiB")]
+    layers = [tag for tag in logged.tags if tag.startswith("exchange/") and tag.endswith("_GiB")]
     row["exchange_gib_by_layer_type"] = {
         tag.removeprefix("exchange/").removesuffix("_GiB"): statistics.median(values(tag)) for tag in layers
     }
@@ -163,16 +157,6 @@ def _line(row: dict[str, Any]) -> str:
     ).rstrip()
 
 
-def _scalars(folder: Path) -> dict[str, list[tuple[int, float]]]:
-    """What the only run below a folder has logged."""
-    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-
-    events = next(folder.rglob("events.out.tfevents.*"))
-    board = EventAccumulator(str(events.parent), size_guidance={"scalars": 0})
-    board.Reload()
-    return {tag: [(event.step, event.value) for event in board.Scalars(tag)] for tag in board.Tags()["scalars"]}
-
-
 def _schedule(config: Config) -> str:
     schedule = config.get("model", {}).get("init_args", {}).get("schedule", "")
     return schedule if isinstance(schedule, str) else str(schedule.get("class_path", schedule))
@@ -183,9 +167,3 @@ def _length(config: Config) -> int:
     if not isinstance(length, int):
         raise ValueError("--lengths: needed, such as 32K, where the YAML has no data.init_args.row_length")
     return length
-
-
-def _number(word: str, name: str) -> int:
-    if not (word.isascii() and word.isdecimal()) or not 1 <= int(word) <= 1000:
-        raise ValueError(f"--{name}: {word!r} is not allowed; it must be a number from 1 to 1,000")
-    return int(word)

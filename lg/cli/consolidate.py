@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import sys
-import uuid
 from pathlib import Path
 
 from lg.cli.progress import ProgressLine
+from lg.folder import aside
 
 HELP = """usage: lg consolidate FOLDER [OUT.ckpt]
 
@@ -85,19 +85,14 @@ def _written(folder: Path, path: Path, line: ProgressLine) -> int:
     except (OSError, RuntimeError) as error:
         raise ValueError(f"FOLDER: {str(folder)!r} cannot be read: {_first(error)}") from error
     line.show(f"writing {path.name}: it is found under its name when it is whole")
-    aside = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        with aside.open("wb") as file:
+        with aside(path) as part, part.open("wb") as file:
             torch.save(content, file)
             file.flush()
             os.fsync(file.fileno())
-        num_bytes = aside.stat().st_size
-        aside.rename(path)
+        return path.stat().st_size
     except (OSError, RuntimeError) as error:
         raise ValueError(f"OUT: {str(path)!r} cannot be written: {_first(error)}") from error
-    finally:
-        aside.unlink(missing_ok=True)
-    return num_bytes
 
 
 def _first(error: Exception) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import uuid
 from pathlib import Path
+
+from lg.folder import aside
 
 
 def file_for(name: str | None, key: str, suffix: str) -> Path | None:
@@ -36,12 +37,8 @@ def write(path: Path, content: bytes, key: str) -> None:
     Raises:
         ValueError: if it cannot be written; what was there is then as it was.
     """
-    # Written aside, under a name that no other run has, and renamed.
-    aside = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
-        aside.write_bytes(content)
-        aside.replace(path)
+        with aside(path) as part:
+            part.write_bytes(content)
     except OSError as error:
         raise ValueError(f"{key}: {str(path)!r} cannot be written: {error.strerror}") from error
-    finally:
-        aside.unlink(missing_ok=True)

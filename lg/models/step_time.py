@@ -7,7 +7,6 @@ rest (`lg.models.devices`). So times tell choices apart, rather than what a cloc
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -16,6 +15,7 @@ from lg.attention.bench.case import PATTERNS
 from lg.attention.cost import AttentionCost
 from lg.attention.pattern import Pattern
 from lg.attention.patterns import Causal
+from lg.attention.rates import kind
 from lg.attention.rates.table import Rate, shipped
 from lg.models.cost import ModelCost
 from lg.models.devices import DEVICES, LINK_REACHED, MEMORY_REACHED, Device
@@ -117,18 +117,18 @@ def attention_seconds(cost: AttentionCost, device: Device, element: int) -> floa
     as large a part of its rate of matrix products.
     """
     measured = DEVICES["H100"]
-    reached = _reached(_kind(cost.pattern.text), cost.head_width, cost.length, device.measured_as)
+    reached = _reached(kind(cost.pattern.text), cost.head_width, cost.length, device.measured_as)
     return _executed_flops(cost) / (reached * device.matmul(element) / measured.matmul(2))
 
 
 @cache
-def _reached(kind: str, width: int, length: int, name: str) -> float:
+def _reached(sees: str, width: int, length: int, name: str) -> float:
     """Operations a second of executed tiles."""
 
     def distance(rate: Rate) -> tuple[float, ...]:
         return (
-            (rate.sees == Causal().text) != (kind == Causal().text),
-            _kind(rate.sees) != kind,
+            (rate.sees == Causal().text) != (sees == Causal().text),
+            kind(rate.sees) != sees,
             abs(math.log2(rate.width / width)),
             abs(math.log2(rate.length / length)),
         )
@@ -148,7 +148,3 @@ def _rate(rate: Rate) -> float:
 def _executed_flops(cost: AttentionCost) -> int:
     """Seven products of executed pairs, two forward and five backward."""
     return 14 * cost.head_width * cost.executed
-
-
-def _kind(text: str) -> str:
-    return re.sub(r"\d+", "N", text)

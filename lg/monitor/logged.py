@@ -25,9 +25,15 @@ class Logged:
         self._events = EventAccumulator(str(folder), size_guidance=sizes)
         self._events.Reload()
 
+    @property
+    def tags(self) -> Sequence[str]:
+        """The scalars that are logged."""
+        tags: Sequence[str] = self._events.Tags()["scalars"]
+        return tags
+
     def points(self, tag: str) -> Points:
         """The finite values of a scalar; of a step that was run twice, the later one. Empty if it is not logged."""
-        if tag not in self._events.Tags()["scalars"]:
+        if tag not in self.tags:
             return []
         values = {event.step: event.value for event in self._events.Scalars(tag)}
         return [(step, values[step]) for step in sorted(values) if math.isfinite(values[step])]

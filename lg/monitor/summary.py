@@ -6,7 +6,6 @@ import io
 import math
 import statistics
 import time
-import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from PIL.Image import Image
 
 from lg.attention.schedule import written
 from lg.data import data_axis
+from lg.folder import aside
 from lg.models.hybrid import HybridLM
 from lg.monitor.board import board
 from lg.monitor.chart import BLUE, ORANGE, Axis, Line, lines, round_ticks
@@ -221,10 +221,5 @@ def _page(name: str, rows: Sequence[tuple[str, str]], shown: Sequence[_Picture])
 
 
 def _put(path: Path, content: bytes) -> None:
-    """Written aside and renamed: whoever reads meanwhile never meets half of it."""
-    aside = path.with_name(f".{uuid.uuid4().hex}.part")
-    try:
-        aside.write_bytes(content)
-        aside.replace(path)
-    finally:
-        aside.unlink(missing_ok=True)
+    with aside(path) as part:
+        part.write_bytes(content)

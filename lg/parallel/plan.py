@@ -56,7 +56,7 @@ class Plan:
     """
 
     def __init__(self, tiles: Tiles, held: Held) -> None:
-        split, self.rank = held
+        split, self.rank = held.split, held.rank
         assert tiles.documents.length == split.length
         self.held = held
         self._whole = whole_tiles(tiles.pattern, tiles.documents, tiles.num_kv_heads)

@@ -58,7 +58,7 @@ class Facts(NamedTuple):
             q.dtype,
             q.device,
             tiles.packed,
-            tiles.query_ranges != ((0, tiles.documents.length),),
+            not tiles.all_queries,
         )
 
 

@@ -9,7 +9,6 @@ import hashlib
 import json
 import logging
 import platform
-import uuid
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -26,7 +25,7 @@ from lg.attention.impl import Implementation
 from lg.attention.pattern import Pattern
 from lg.attention.routed import Routed
 from lg.attention.tiles import Tiles
-from lg.folder import cache_folder
+from lg.folder import aside, cache_folder
 
 log = logging.getLogger(__name__)
 
@@ -163,15 +162,10 @@ def remember(name: str, case: Case, verdict: Verdict) -> None:
     _shelf(folder)[digest] = _Entry(str(case), verdict)
     content = {"implementation": name, "case": str(case), **verdict._asdict(), "machine": machine(case.facts.device)}
     path = folder / f"{digest}.json"
-    # Under a name that no other process has.
-    aside = path.with_name(f".{uuid.uuid4().hex}.part")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        try:
-            aside.write_text(json.dumps(content, indent=1), encoding="utf-8")
-            aside.replace(path)
-        finally:
-            aside.unlink(missing_ok=True)
+        with aside(path) as part:
+            part.write_text(json.dumps(content, indent=1), encoding="utf-8")
     except OSError as error:
         raise Unwritable(
             f"LG_CACHE: {str(folder)!r} cannot be written: {error.strerror or error}; a folder on a disk with room is "

@@ -166,7 +166,6 @@ def _plan(tiles: Tiles, groups: int, device: torch.device) -> _Plan:
         lists = (x.repeat_interleave(groups, 1) for x in lists)
     on, queries = tiles.documents, tiles.query_tokens
     document = on.of_token[queries]
-    is_plain = tiles.key_ranges == ((0, on.length),)
 
     def of_query(values: Tensor) -> Tensor:
         return values[document].to(device, torch.int32)
@@ -176,7 +175,7 @@ def _plan(tiles: Tiles, groups: int, device: torch.device) -> _Plan:
         of_query(on.bounds[0]),
         of_query(on.bounds[1]),
         tuple(of_query(on.attribute(name)) for name in tiles.pattern.attributes),
-        None if is_plain else tiles.key_tokens.to(device, torch.int32),
+        None if tiles.all_keys else tiles.key_tokens.to(device, torch.int32),
         tuple(lists),
     )
 

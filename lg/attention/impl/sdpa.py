@@ -75,8 +75,7 @@ def executed(tiles: Tiles) -> Executed:
 
 
 def _whole(tiles: Tiles) -> bool:
-    whole = ((0, tiles.documents.length),)
-    return not tiles.packed and tiles.query_ranges == tiles.key_ranges == whole
+    return tiles.all_queries and tiles.all_keys and not tiles.packed
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> list[_Part]:

@@ -77,7 +77,7 @@ def forget() -> None:
 def _choices(
     device: torch.device, text: str, packed: bool, length: int, groups: int, width: int, dtype: torch.dtype
 ) -> Sequence[Choice]:
-    return _ranked(_Problem(device, _kind(text), packed, length, groups, width, str(dtype).removeprefix("torch.")))
+    return _ranked(_Problem(device, kind(text), packed, length, groups, width, str(dtype).removeprefix("torch.")))
 
 
 # Lengths may be many; what is kept is small.
@@ -103,7 +103,7 @@ def _nearest(problem: _Problem) -> list[Rate]:
 
     def distance(rate: Rate) -> tuple[float, ...]:
         return (
-            _kind(rate.sees) != problem.sees,
+            kind(rate.sees) != problem.sees,
             rate.packed != problem.packed,
             _apart(rate.width, problem.width),
             _apart(rate.length, problem.length),
@@ -136,7 +136,7 @@ def _where(near: Sequence[Rate]) -> str:
 
 
 @cache
-def _kind(text: str) -> str:
+def kind(text: str) -> str:
     """A pattern's text with every number written N: windows of any width are of one kind."""
     return re.sub(r"\d+", "N", text)
 

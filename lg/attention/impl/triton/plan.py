@@ -132,8 +132,6 @@ def where(tiles: Tiles) -> Where:
     none = torch.zeros(0, dtype=torch.int32)
     starts, ends = documents.bounds[:, of_token].int() if tiles.packed else (none, none)
     asked = [documents.attribute(name)[of_token].int() for name in attributes]
-    whole = tiles.key_ranges == ((0, documents.length),)
-    tokens = (
-        (none, none) if whole and len(tiles.query_ranges) == 1 else (tiles.query_tokens.int(), tiles.key_tokens.int())
-    )
+    is_chunk = tiles.all_keys and len(tiles.query_ranges) == 1
+    tokens = (none, none) if is_chunk else (tiles.query_tokens.int(), tiles.key_tokens.int())
     return Where(starts, ends, torch.stack(asked) if asked else torch.zeros(0, 0, dtype=torch.int32), *tokens)
