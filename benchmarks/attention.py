@@ -1,10 +1,10 @@
 """How fast attention is on one GPU, implementation by implementation: B=1, 32 query heads, head width 128, bf16.
 
-    python benchmarks/attention.py [OUT.json] [--minutes 7.5] [--processes 10] [--again]
+    python benchmarks/attention.py [OUT.json] [--minutes 7.5] [--processes 10] [--again] [--impls A,B]
 
 The file is written after each row, and a second call goes on where the first was cut. Kernels are compiled beforehand
 by several processes into torch's and Triton's caches. What a row holds is told by `lg.attention.bench.Row`; `flex_best`
-is FlexAttention by the options that were fastest among 13 sets on an H100, `flex_128x64` also with tiles of 128 x 64.
+is FlexAttention by the options that were fastest among 13 sets on an H100.
 After each case, what was measured is made this machine's table for `auto`, as `lg bench attention --update` does, and
 `auto` is timed too.
 """
@@ -31,7 +31,6 @@ import torch
 from report import parser, write
 from torch import Tensor
 from torch._dynamo.utils import counters
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from lg.attention import Documents, Tiles, attend, rates
 from lg.attention.attend import IMPLEMENTATIONS, chosen
@@ -58,43 +57,6 @@ BEST = flex.Flex(
 )  # fmt: skip
 
 
-@cache
-def compiled_flex() -> Callable[..., Any]:
-    """FlexAttention, compiled for one length."""
-    return torch.compile(flex_attention, fullgraph=True, dynamic=False)
-
-
-class NarrowTiles:
-    """FlexAttention with tiles of 128 queries x 64 keys: a pattern of 64-token blocks lists fewer pairs."""
-
-    def refusal(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
-        """As flex."""
-        return flex.TRITON.refusal(q, k, v, tiles)
-
-    def run(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
-        """Attention: [B, H, Lq, D]."""
-        mask = tiles.kept("narrow", lambda: self._mask(tiles, q.shape[1] // k.shape[1], q.device))
-        out: Tensor = compiled_flex()(
-            q, k, v, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=dict(BEST.options)
-        )
-        return out
-
-    def executed(self, tiles: Tiles) -> Executed:
-        """The tiles on the lists."""
-        listed = tiles.table(128, 64).num_listed.view(tiles.heads, -1).sum(1)
-        return Executed(listed * (128 * 64), scores_again=True)
-
-    def _mask(self, tiles: Tiles, groups: int, device: torch.device) -> BlockMask:
-        lists = [
-            x.to(device).repeat_interleave(groups if tiles.heads > 1 else 1, 1)
-            for rows in (tiles.table(128, 64), tiles.transposed(128, 64))
-            for x in flex._lists(rows)
-        ]
-        visible = flex.block_mask(tiles, groups, device).mask_mod
-        length = tiles.documents.length
-        return BlockMask((length, length), *lists, BLOCK_SIZE=(128, 64), mask_mod=visible)
-
-
 class Auto:
     """`attend` as it chooses; ``took`` is what it chose last."""
 
@@ -118,7 +80,7 @@ class Auto:
         return IMPLEMENTATIONS[self.took].executed(tiles)
 
 
-ON: Mapping[str, Implementation] = {**IMPLEMENTATIONS, "flex_best": BEST, "flex_128x64": NarrowTiles()}
+ON: Mapping[str, Implementation] = {**IMPLEMENTATIONS, "flex_best": BEST}
 
 
 @dataclass(frozen=True)
@@ -165,7 +127,7 @@ def units() -> Iterator[Unit]:
     sparse = ("flex_best", "triton", "flex_flash", "flex")
     for kv_heads in (8, 32):
         yield Unit("sink_window_2k", LONG, kv_heads, sparse)
-        yield Unit("strided_2k", LONG, kv_heads, (*sparse, "flex_128x64"))
+        yield Unit("strided_2k", LONG, kv_heads, sparse)
         yield Unit("causal", LONG, kv_heads, full)
         yield Unit("packed_causal", LONG, kv_heads, ("flex", "triton", "flash", "flex_flash", "sdpa"))
         yield Unit("packed_sink_window_2k", LONG, kv_heads, ("flex_best", "triton", "flex_flash", "flex"))
@@ -234,7 +196,8 @@ def packings() -> Iterator[_Row]:
     def count(**_: object) -> None:
         kernels[0] += 1
 
-    knobs.runtime.jit_post_compile_hook = count
+    # Not the hooks around a launch: they write its constants as JSON, which a kernel's predicate is not.
+    knobs.compilation.listener = count
     builders: dict[str, Callable[[Tiles], object]] = {
         "triton": lambda tiles: lists(tiles, case),
         "flex": lambda tiles: flex._plan(tiles, HEADS // case.num_kv_heads, case.device),
@@ -262,6 +225,7 @@ def packings() -> Iterator[_Row]:
             "compiled_in_two": compiled[1],
             "compiled_later": compiled[-1] - compiled[1],
         }
+    knobs.compilation.listener = None
 
 
 def clocked(call: Callable[[], object]) -> float:
@@ -280,7 +244,7 @@ def step(impl: str, case: Case, inputs: tuple[Tensor, Tensor, Tensor]) -> None:
 
 def compile_share(number: int, count: int) -> None:
     """Runs every ``count``-th kernel that Triton compiles, once: for what that leaves in the caches on disk."""
-    compiled = ("flex_best", "flex", "triton", "flex_128x64")
+    compiled = ("flex_best", "flex", "triton")
     work = [(unit, name) for unit in units() for name in unit.impls if name in compiled and name in ON]
     for unit, name in work[number::count]:
         if unit.length == MILLION:
@@ -328,6 +292,7 @@ def main() -> None:
     command.add_argument("--minutes", type=float, default=7.5, help="nothing is begun after so long")
     command.add_argument("--processes", type=int, default=10, help="that compile beforehand; 0 for none")
     command.add_argument("--again", action="store_true", help="all anew")
+    command.add_argument("--impls", help="of those of each case, only these")
     command.add_argument("--share", help=argparse.SUPPRESS)
     args = command.parse_args()
     if args.share:
@@ -356,10 +321,12 @@ def main() -> None:
             # The other parts are wanted all the same.
             traceback.print_exc()
 
-    if not any("build_ms" in row for row in rows):
+    if not any("build_ms" in row for row in rows) and not args.impls:
         guarded(packings)
     for unit in units():
-        if unit.is_done(rows):
+        if args.impls:
+            unit = replace(unit, impls=tuple(name for name in unit.impls if name in args.impls.split(",")))
+        if unit.is_done(rows) or not unit.impls:
             continue
         if time.perf_counter() - begun > 60 * args.minutes:
             print(f"not begun: {unit}")
@@ -380,7 +347,7 @@ def summary(rows: list[_Row]) -> str:
     lines = [f"{'case':<24} {'tokens':>8} {'KV':>3}  triton/flex  auto/best  best"]
     for unit in units():
         both = {row["impl"]: row["fwd_ms"] + row["bwd_ms"] for row in rows if unit.own(row) and "fwd_ms" in row}
-        flexes = [taken for name, taken in both.items() if name in ("flex", "flex_best", "flex_128x64")]
+        flexes = [taken for name, taken in both.items() if name in ("flex", "flex_best")]
         others = {name: taken for name, taken in both.items() if name != "auto"}
         if not others:
             continue

@@ -59,30 +59,6 @@ def gpu(result: dict[str, Any]) -> str:
     )
 
 
-def backends(result: dict[str, Any]) -> str:
-    """Attention alone, on one GPU: forward and backward milliseconds."""
-    impls = {"flash": "flash", "sdpa": "sdpa (cuDNN)", "flex_flash": "flex_flash", "flex": "flex"}
-    cases = {
-        "Causal()": "full causal",
-        "the last 1/4 of the queries": "full causal, the last quarter of the queries",
-        "Window(window=4096)": "window of 4,096",
-        "SinkWindow(window=1984, sinks=64)": "window of 1,984 and 64 sinks",
-    }
-    of = {
-        (row["case"], row["impl"]): f"{row['fwd_ms']:.1f} / {row['bwd_ms']:.1f}"
-        for row in result["rows"]
-        if row.get("length") == 131072 and "fwd_ms" in row
-    }
-    rows = [[name, *(of.get((case, impl), "") for impl in impls)] for case, name in cases.items()]
-    peer = of[("the last 1/4 of the queries", "torch causal_lower_right")]
-    return (
-        "Attention alone on one GPU, 131,072 tokens, 32 query and 8 KV heads of 128, bf16: ms forward / backward. "
-        f"torch's own\n`causal_lower_right` takes {peer} for the last quarter.\n\n"
-        + table(["", *impls.values()], rows)
-        + f"\n{source(result)}"
-    )
-
-
 def attention(result: dict[str, Any]) -> str:
     """Attention alone at its longest, in short."""
     cases = {
@@ -118,7 +94,7 @@ def kernels(result: dict[str, Any]) -> str:
     parts = ["Milliseconds forward / backward, 32 query heads of 128, bf16.\n"]
     for length, kv_heads in dict.fromkeys((row["length"], row["kv_heads"]) for row in timed):
         cases = dict.fromkeys(row["case"] for row in timed if (row["length"], row["kv_heads"]) == (length, kv_heads))
-        impls = ("triton", "flash", "sdpa", "flex_flash", "flex", "flex_best", "flex_128x64", "auto")
+        impls = ("triton", "flash", "sdpa", "flex_flash", "flex", "flex_best", "auto")
         told = milliseconds(result, {case: case for case in cases}, length, kv_heads, impls)
         parts.append(f"{length:,} tokens, {kv_heads} KV heads:\n\n{told}")
     rates = [
@@ -143,14 +119,15 @@ def kernels(result: dict[str, Any]) -> str:
 def rewritten(text: str) -> str:
     """The README with its measured part made anew."""
     results = _results()
-    last = attention(results["attention"]) if "attention" in results else backends(results["backends"])
-    return _filled(text, "\n".join((laptop(results["laptop"]), gpu(results["first_light"]), last)))
+    parts = laptop(results["laptop"]), gpu(results["first_light"]), attention(results["attention"])
+    return _filled(text, "\n".join(parts))
 
 
 def page_rewritten(text: str) -> str:
     """docs/kernels.md with its measured part made anew."""
     results = _results()
-    return _filled(text, kernels(results["attention"]) if "attention" in results else backends(results["backends"]))
+    beside = "In another run, beside flash-attn-4. "
+    return _filled(text, "\n".join((kernels(results["attention"]), beside + kernels(results["attention_flash"]))))
 
 
 def _results() -> dict[str, Any]:

@@ -36,14 +36,16 @@ class Offload:
             x: contiguous.
         """
         assert x.is_contiguous()
-
-        storage = x.untyped_storage().data_ptr()
+        storage, first = x.untyped_storage().data_ptr(), int(x.storage_offset())
+        # Autograd keeps ``pack`` for as long as what it packed, so it must not keep ``x``.
+        of = weakref.ref(x)
 
         def pack(saved: Tensor) -> Tensor | _View:
             if saved.device.type != "cuda" or saved.untyped_storage().data_ptr() != storage:
                 return saved
-            begin = int(saved.storage_offset()) - int(x.storage_offset())
-            return _View(self._sent(x), saved.shape, saved.stride(), begin)
+            x = of()
+            assert x is not None
+            return _View(self._sent(x), saved.shape, saved.stride(), int(saved.storage_offset()) - first)
 
         return saved_tensors_hooks(pack, _back)
 

@@ -117,12 +117,13 @@ def attention_seconds(cost: AttentionCost, device: Device, element: int) -> floa
     as large a part of its rate of matrix products.
     """
     measured = DEVICES["H100"]
-    reached = _reached(kind(cost.pattern.text), cost.head_width, cost.length, device.measured_as)
+    groups = cost.num_heads / cost.num_kv_heads
+    reached = _reached(kind(cost.pattern.text), cost.head_width, cost.length, groups, device.measured_as)
     return _executed_flops(cost) / (reached * device.matmul(element) / measured.matmul(2))
 
 
 @cache
-def _reached(sees: str, width: int, length: int, name: str) -> float:
+def _reached(sees: str, width: int, length: int, groups: float, name: str) -> float:
     """Operations a second of executed tiles."""
 
     def distance(rate: Rate) -> tuple[float, ...]:
@@ -131,6 +132,7 @@ def _reached(sees: str, width: int, length: int, name: str) -> float:
             kind(rate.sees) != sees,
             abs(math.log2(rate.width / width)),
             abs(math.log2(rate.length / length)),
+            abs(math.log2(rate.heads / rate.kv_heads / groups)),
         )
 
     found = [rate for rate in shipped(name) if rate.case in PATTERNS and not rate.packed and rate.dtype == "bfloat16"]

@@ -1,6 +1,7 @@
 """Checkpointing and compiling change memory and speed, never the result."""
 
 import re
+import weakref
 from typing import Any
 
 import pytest
@@ -11,6 +12,7 @@ from lg.models import block as block_module
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
 from lg.models.memory import Memory
+from lg.models.offload import Offload
 from lg.models.wrap import wrap
 
 CONFIG = DecoderConfig(2, 32, 4, 2, 8, 48, 61)
@@ -104,6 +106,14 @@ def test_what_is_computed_again_is_not_kept() -> None:
     nothing, halves, blocks = (kept(Memory(name)) for name in ("nothing", "halves", "blocks"))
     assert blocks < 0.6 * halves < 0.6 * nothing
     assert kept(Memory("nothing", tile=64)) < 0.75 * nothing
+
+
+def test_what_is_sent_away_is_not_kept_here() -> None:
+    """Autograd keeps the hook with what it packed; the hook must not keep the stream."""
+    x = torch.ones(4)
+    kept, pack = weakref.ref(x), Offload().of(x).pack_hook
+    del x
+    assert callable(pack) and kept() is None
 
 
 @pytest.mark.gpu
