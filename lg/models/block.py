@@ -103,11 +103,15 @@ class Attention(Mixer):
         self.k_norm = RMSNorm(config.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
-        """Rotated q [1, H, N, D] and k, and v [1, G, N, D]."""
+        """Rotated q [1, H, N, D] and k, and v [1, G, N, D], all laid out token by token.
+
+        So is what attention gives then, and the output projection takes it as it is: a copy by tokens would be kept
+        for the backward pass beside it.
+        """
         q, k, v = (proj(x).unflatten(-1, (-1, self.head_width)) for proj in (self.q_proj, self.k_proj, self.v_proj))
-        heads_first = (y.transpose(0, 1).unsqueeze(0) for y in (self.q_norm(q), self.k_norm(k), v))
-        q, k, v = heads_first
-        return rotate(q, cos, sin), rotate(k, cos, sin), v
+        cos, sin = cos[:, None], sin[:, None]
+        by_token = rotate(self.q_norm(q), cos, sin), rotate(self.k_norm(k), cos, sin), v
+        return tuple(y.transpose(0, 1).unsqueeze(0) for y in by_token)
 
     def mix(self, inputs: tuple[Tensor, ...], layout: Layout) -> Tensor:
         q, k, v = inputs

@@ -12,8 +12,8 @@ class Memory:
     """How activations are kept. Results stay the same; memory is traded for work.
 
     In a layer of width W with H query and G KV heads of width D each token keeps, in elements: W, the stream, with
-    "blocks"; with "halves" also attention's queries, keys, values and output, the last by heads and by tokens,
-    (3 H + 2 G) D; with "nothing" also all that the MLP and the norms compute.
+    "blocks"; with "halves" also attention's queries, keys, values and output, 2 (H + G) D; with "nothing" also all that
+    the MLP and the norms compute.
 
     Attributes:
         recompute: "nothing"; "halves": what comes before and after attention in each block, so that attention never

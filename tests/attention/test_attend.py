@@ -216,3 +216,14 @@ def test_tiles_of_other_heads_are_refused() -> None:
     q, k, v = inputs(100)
     with pytest.raises(ValueError, match="the tiles are of 3 KV heads, but k and v have 2"):
         attend(q, k, v, Strided().tiles(Documents(100), 3))
+
+
+@pytest.mark.parametrize("impl", ["triton", *(pytest.param(impl, marks=pytest.mark.gpu) for impl in ("flex", "sdpa"))])
+def test_what_is_laid_out_by_tokens_stays_so(impl: str) -> None:
+    """A decoder's output projection takes it so; a copy would be kept for the backward pass."""
+    where: Any = {"device": "cuda", "dtype": torch.bfloat16} if torch.cuda.is_available() else {}
+    q, k, v = (torch.randn(1, 256, h, 64, **where).transpose(1, 2).requires_grad_() for h in (4, 2, 2))
+    out = attend(q, k, v, Causal().tiles(256, num_kv_heads=2), impl)
+    assert out.transpose(1, 2).is_contiguous()
+    want = attend(*(x.detach().contiguous() for x in (q, k, v)), Causal().tiles(256, num_kv_heads=2), impl)
+    torch.testing.assert_close(out.detach(), want)
