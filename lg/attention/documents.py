@@ -59,6 +59,12 @@ class Documents:
         return torch.stack((edges[:-1], edges[1:]))
 
     @cached_property
+    def longest(self) -> int:
+        """Tokens of the longest document."""
+        start, end = self.bounds
+        return int((end - start).max())
+
+    @cached_property
     def of_token(self) -> Tensor:
         """For each token, the number of its document: int32 [L], on the host."""
         start, end = self.bounds

@@ -33,6 +33,7 @@ class Layout:
         documents: where documents lie in the N tokens.
         held: which tokens of the sequence these are; None if all.
         angles: cosine and sine of each token's position in its document, float32 [N, D/2].
+        no_angles: the same for layers that do not rotate: ones and zeros.
     """
 
     def __init__(
@@ -41,7 +42,12 @@ class Layout:
         self.documents = documents
         self.held = held
         positions = documents.positions if held is None else documents.positions[held.tokens]
-        self.angles = rotary_angles(positions.to(device), config.head_width, config.rope_theta)
+        self.angles = rotary_angles(
+            positions.to(device), config.head_width, config.rope_theta, config.rope_scaling, documents.longest
+        )
+        cos, sin = self.angles
+        # Not None: one compiled graph serves all layers.
+        self.no_angles = (torch.ones_like(cos), torch.zeros_like(sin)) if config.no_rope_layers else None
         self._num_kv_heads = config.num_kv_heads
         self._tiles: dict[Pattern, Tiles] = {}
 
@@ -59,7 +65,13 @@ class Layout:
 
 
 class Mixer(nn.Module, ABC):
-    """How tokens of a layer see each other. Attention is one; a recurrent state would be another."""
+    """How tokens of a layer see each other. Attention is one; a recurrent state would be another.
+
+    Attributes:
+        rotates: whether `project` is handed the angles of positions, or those of no rotation.
+    """
+
+    rotates = True
 
     @abstractmethod
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
@@ -88,9 +100,10 @@ class Attention(Mixer):
         attend: what computes it; parallelism puts another in its place, which fetches keys from other ranks.
     """
 
-    def __init__(self, config: DecoderConfig, pattern: Pattern, impl: str = "auto") -> None:
+    def __init__(self, config: DecoderConfig, pattern: Pattern, impl: str = "auto", rotates: bool = True) -> None:
         super().__init__()
         self.pattern = pattern
+        self.rotates = rotates
         self.impl = impl
         self.attend: Attend = attend
         self.head_width = config.head_width
@@ -148,9 +161,13 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, layout: Layout) -> Tensor:
         """The stream [N, W] after this layer."""
-        return self.post(x, self.mixer.mix(self.pre(x, *layout.angles), layout))
+        angles = layout.angles if self.mixer.rotates else layout.no_angles
+        assert angles is not None
+        return self.post(x, self.mixer.mix(self.pre(x, *angles), layout))
 
 
 def build_mixer(spec: Pattern | MixerSpec, config: DecoderConfig, layer: int, impl: str) -> Mixer:
     """The mixer that a schedule's entry stands for."""
-    return Attention(config, spec, impl) if isinstance(spec, Pattern) else spec.build(config, layer)
+    if isinstance(spec, Pattern):
+        return Attention(config, spec, impl, layer not in config.no_rope_layers)
+    return spec.build(config, layer)

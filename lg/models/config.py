@@ -3,6 +3,8 @@
 import math
 from dataclasses import dataclass
 
+from lg.models.rope_scaling import RopeScaling
+
 KEY = "model.init_args.decoder"
 
 
@@ -27,6 +29,8 @@ class DecoderConfig:
         qk_norm: whether each head of q and k passes an RMSNorm of ``head_width`` features before
             the rotation, with one weight shared by the heads (Qwen3).
         qkv_bias: whether the q, k and v projections carry a bias (Qwen2).
+        rope_scaling: how rotary frequencies are changed to read further; None for not at all.
+        no_rope_layers: numbers of the layers whose queries and keys are not rotated (SmolLM3).
 
     Raises:
         ValueError: a field is of the wrong type or out of range, or the heads do not divide. The
@@ -45,6 +49,8 @@ class DecoderConfig:
     tied_embeddings: bool = False
     qk_norm: bool = False
     qkv_bias: bool = False
+    rope_scaling: RopeScaling | None = None
+    no_rope_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuse a shape that could not be built, while the YAML key is still known."""
@@ -70,6 +76,12 @@ class DecoderConfig:
             value = getattr(self, field)
             if not isinstance(value, bool):
                 raise _refusal(field, value, "it must be true or false")
+        if not isinstance(self.rope_scaling, RopeScaling | None):
+            raise _refusal("rope_scaling", self.rope_scaling, "it must be a RopeScaling, or null")
+        whole = isinstance(self.no_rope_layers, tuple) and set(self.no_rope_layers) <= set(range(self.num_layers))
+        if not whole:
+            allowed = f"it must be a tuple of numbers of layers, 0 to {self.num_layers - 1}"
+            raise _refusal("no_rope_layers", self.no_rope_layers, allowed)
         if self.head_width % 2:
             raise _refusal("head_width", self.head_width, "it must be even")
         if self.num_heads % self.num_kv_heads:

@@ -99,4 +99,4 @@ def preset(name: str, **changes: int | float | bool) -> DecoderConfig:
         if field not in fields:
             raise ValueError(f"{KEY}: {field!r} is not a field; allowed: {', '.join(fields)}")
     # dataclasses.replace would do, but type checkers hold `changes` to every field's type at once.
-    return DecoderConfig(**{**dataclasses.asdict(PRESETS[name]), **changes})
+    return DecoderConfig(**{**vars(PRESETS[name]), **changes})

@@ -7,8 +7,12 @@ Shapes: N positions, D head width.
 import torch
 from torch import Tensor
 
+from lg.models.rope_scaling import RopeScaling, plain
 
-def rotary_angles(positions_N: Tensor, head_width: int, theta: float) -> tuple[Tensor, Tensor]:
+
+def rotary_angles(
+    positions_N: Tensor, head_width: int, theta: float, scaling: RopeScaling | None = None, length: int = 0
+) -> tuple[Tensor, Tensor]:
     """Cosine and sine of each position's angles, both float32 ``[N, D/2]``.
 
     Pair ``i`` of a head turns by ``theta ** (-2 * i / head_width)`` radians a position. Positions
@@ -22,15 +26,17 @@ def rotary_angles(positions_N: Tensor, head_width: int, theta: float) -> tuple[T
         positions_N: integer or float positions, any values, on the device of the result.
         head_width: D, even.
         theta: base of the frequencies.
+        scaling: how frequencies change so that longer contexts are read; not at all by default.
+        length: positions of the longest document at hand, for a scaling that asks for it.
     """
     assert head_width % 2 == 0
     device = positions_N.device
-    # Only elementwise operations on float32 tensors: autocast lowers matrix products (einsum and
-    # outer among them) and leaves these alone, and the default dtype has no say either.
-    exponents = torch.arange(0, head_width, 2, dtype=torch.float32, device=device) / head_width
-    frequencies = 1.0 / theta**exponents
+    if scaling is None:
+        frequencies, factor = plain(head_width, theta, device), 1.0
+    else:
+        frequencies, factor = scaling.frequencies(head_width, theta, length, device), scaling.attention_factor
     angles = positions_N.to(torch.float32)[:, None] * frequencies
-    return angles.cos(), angles.sin()
+    return angles.cos() * factor, angles.sin() * factor
 
 
 def rotate(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:

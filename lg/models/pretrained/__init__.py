@@ -1,0 +1,63 @@
+"""Models of transformers as decoders, and decoders as models of transformers.
+
+>>> from lg.models.pretrained import open_folder
+>>> found = open_folder("path/of/a/model")  # doctest: +SKIP
+>>> found.config.num_layers, found.sees[0]  # doctest: +SKIP
+(30, Causal())
+>>> decoder = found.decoder()  # doctest: +SKIP
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+
+from lg.attention import Pattern
+from lg.models.config import DecoderConfig
+from lg.models.decoder import Decoder
+from lg.models.pretrained.config import read
+from lg.models.pretrained.weights import Folder, Weights, check, load
+
+
+@dataclass(frozen=True)
+class Pretrained:
+    """A pretrained model.
+
+    Attributes:
+        config: its shape.
+        sees: what each layer sees, as it was trained.
+        weights: its tensors, read when they are asked for.
+    """
+
+    config: DecoderConfig
+    sees: tuple[Pattern, ...]
+    weights: Weights
+
+    def decoder(self, attention: str = "auto") -> Decoder:
+        """The model as it is, on this thread's default device and in its default type."""
+        decoder = Decoder(self.config, self.sees, attention)
+        load(decoder, "", self.config, self.weights)
+        return decoder
+
+
+def open_folder(path: str | Path) -> Pretrained:
+    """Reads what a folder of transformers says of its model; of the weights, only which there are.
+
+    Raises:
+        ValueError: naming what is missing, damaged, or cannot be honoured.
+    """
+    folder = Path(path)
+    file = folder / "config.json"
+    if not file.is_file():
+        raise ValueError(
+            f"model.init_args.pretrained: {str(path)!r} has no config.json; a folder of transformers is needed"
+        )
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"model.init_args.pretrained: {str(file)!r} is no JSON: {error}") from error
+    found = read(told)
+    weights = Folder(folder)
+    check(found.config, weights)
+    return Pretrained(found.config, found.sees, weights)

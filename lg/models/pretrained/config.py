@@ -1,0 +1,305 @@
+"""What a config.json of transformers says, as a decoder's shape and what each of its layers sees; and the way back.
+
+Every key is honoured, known to change nothing that a decoder computes, or refused by name: none is skipped.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from lg.attention import Causal, Pattern, Window
+from lg.models.config import DecoderConfig
+from lg.models.rope_scaling import DynamicNTK, Linear, Llama3, RopeScaling, YaRN
+
+Json = Mapping[str, Any]
+
+FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3")
+"""Values of ``model_type`` that can be read."""
+
+# What a decoder's logits do not depend on.
+_HARMLESS = frozenset((
+    "_attn_implementation", "_name_or_path", "architectures", "auto_map", "bos_token_id", "chunk_size_feed_forward",
+    "decoder_start_token_id", "dtype", "eos_token_id", "id2label", "initializer_range", "is_decoder",
+    "is_encoder_decoder", "is_llama_config", "keys_to_ignore_at_inference", "label2id", "max_position_embeddings",
+    "model_type", "output_attentions", "output_hidden_states", "pad_token_id",
+    "pretraining_tp", "problem_type", "return_dict", "sep_token_id", "task_specific_params", "torch_dtype",
+    "torchscript", "transformers.js_config", "transformers_version", "use_cache",
+))  # fmt: skip
+# What must be so, where it is told: another value means arithmetic that a decoder does not have.
+_ONLY: dict[str, tuple[object, ...]] = {
+    "attention_dropout": (0, None),
+    "attention_multiplier": (None,),
+    "final_logit_softcapping": (None,),
+    "hidden_act": ("silu",),
+    "mlp_bias": (False, None),
+    "partial_rotary_factor": (1, None),
+    "quantization_config": (None,),
+    "residual_dropout": (0, None),
+    "rope_interleaved": (False, None),
+}
+_READ = frozenset((
+    "attention_bias", "head_dim", "hidden_size", "intermediate_size", "layer_types", "max_window_layers",
+    "no_rope_layer_interval", "no_rope_layers", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
+    "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_sliding_window",
+    "vocab_size",
+))  # fmt: skip
+# Types of rotary positions, and what each is told by.
+_ROPE: dict[str, tuple[str, ...]] = {
+    "default": ("factor", "original_max_position_embeddings"),
+    "linear": ("factor",),
+    "dynamic": ("factor", "original_max_position_embeddings"),
+    "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"),
+    "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
+}
+# What transformers takes where a config.json does not say.
+_DEFAULT_THETA = {"smollm3": 2e6}
+_TIED = {"smollm3"}
+
+
+@dataclass(frozen=True)
+class Read:
+    """What a config.json says.
+
+    Attributes:
+        family: its ``model_type``.
+        config: the decoder's shape.
+        sees: the pattern of each layer: `Causal`, or a `Window`.
+    """
+
+    family: str
+    config: DecoderConfig
+    sees: tuple[Pattern, ...]
+
+
+def read(told: Json) -> Read:
+    """Reads what a config.json holds.
+
+    Raises:
+        ValueError: naming the key and the value that cannot be honoured, and what is allowed.
+    """
+    family = told.get("model_type")
+    if family not in FAMILIES:
+        raise _refusal("model_type", family, f"allowed are {', '.join(FAMILIES)}")
+    for key, value in told.items():
+        if key in _ONLY and value not in _ONLY[key]:
+            raise _refusal(key, value, f"a decoder computes with {_ONLY[key][0]} only")
+        if key not in _HARMLESS and key not in _ONLY and key not in _READ:
+            raise _refusal(key, value, "it is not known what it changes; take it out of the file if it changes nothing")
+    if told.get("pretraining_tp", 1) not in (1, None):
+        raise _refusal("pretraining_tp", told["pretraining_tp"], "a decoder computes each product in one piece")
+    biased = bool(told.get("attention_bias"))
+    if biased and family != "qwen2":
+        raise _refusal("attention_bias", True, "it means a bias behind attention, too, which a decoder does not have")
+    num_layers, num_heads = _whole(told, "num_hidden_layers"), _whole(told, "num_attention_heads")
+    theta, scaling = _rope(told, family)
+    config = DecoderConfig(
+        num_layers=num_layers,
+        width=_whole(told, "hidden_size"),
+        num_heads=num_heads,
+        num_kv_heads=told.get("num_key_value_heads") or num_heads,
+        head_width=told.get("head_dim") or (128 if family == "qwen3" else _whole(told, "hidden_size") // num_heads),
+        ffn_width=_whole(told, "intermediate_size"),
+        vocab_size=_whole(told, "vocab_size"),
+        rope_theta=theta,
+        norm_eps=float(told.get("rms_norm_eps", 1e-6)),
+        tied_embeddings=bool(told.get("tie_word_embeddings", family in _TIED)),
+        qk_norm=family == "qwen3",
+        qkv_bias=family == "qwen2",
+        rope_scaling=scaling,
+        no_rope_layers=_no_rope(told, num_layers) if family == "smollm3" else (),
+    )
+    return Read(family, config, _sees(told, family, num_layers, config.no_rope_layers))
+
+
+def written(config: DecoderConfig, sees: Sequence[Pattern], longest: int) -> dict[str, Any] | None:
+    """The config.json of a decoder whose layers transformers knows: None if it has no class for what they see.
+
+    Args:
+        config: its shape.
+        sees: the pattern of each layer.
+        longest: positions that it is made for.
+
+    Raises:
+        ValueError: if transformers has no class of this shape.
+    """
+    windows = {pattern.window for pattern in sees if isinstance(pattern, Window)}
+    if len(windows) > 1 or any(pattern != Causal() and not isinstance(pattern, Window) for pattern in sees):
+        return None
+    family = family_of(config)
+    more: dict[str, Any] = {}
+    if windows and family == "llama":
+        family = "ministral"
+    if windows or family == "ministral":
+        kinds = ["sliding_attention" if isinstance(pattern, Window) else "full_attention" for pattern in sees]
+        more = {"layer_types": kinds, "sliding_window": windows.pop()}
+        if family != "ministral":
+            # Without it the window is forgotten.
+            more["use_sliding_window"] = True
+    return {**shape(config, family, longest), **more}
+
+
+def shape(config: DecoderConfig, family: str, longest: int) -> dict[str, Any]:
+    """A config.json of one family without what its layers see."""
+    classes = {"llama": "Llama", "ministral": "Ministral", "qwen2": "Qwen2", "qwen3": "Qwen3", "smollm3": "SmolLM3"}
+    more: dict[str, Any] = {}
+    if family == "smollm3":
+        more["no_rope_layers"] = [int(layer not in config.no_rope_layers) for layer in range(config.num_layers)]
+    if family not in ("qwen2", "smollm3"):
+        more["head_dim"] = config.head_width
+    if family in ("llama", "qwen3", "smollm3"):
+        more["attention_bias"] = False
+    if family in ("llama", "smollm3"):
+        more["mlp_bias"] = False
+    rope = rope_parameters(config.rope_theta, config.rope_scaling)
+    return {
+        "model_type": family,
+        "architectures": [f"{classes[family]}ForCausalLM"],
+        "hidden_size": config.width,
+        "intermediate_size": config.ffn_width,
+        "num_hidden_layers": config.num_layers,
+        "num_attention_heads": config.num_heads,
+        "num_key_value_heads": config.num_kv_heads,
+        "vocab_size": config.vocab_size,
+        "hidden_act": "silu",
+        "rms_norm_eps": config.norm_eps,
+        "tie_word_embeddings": config.tied_embeddings,
+        "max_position_embeddings": longest,
+        "attention_dropout": 0.0,
+        # Of version 5 of transformers, and of those before it.
+        "rope_parameters": rope,
+        "rope_theta": config.rope_theta,
+        **({"rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"}} if config.rope_scaling else {}),
+        **more,
+    }
+
+
+def family_of(config: DecoderConfig) -> str:
+    """The family of transformers that computes as a decoder of this shape whose layers see everything.
+
+    Raises:
+        ValueError: if there is none.
+    """
+    said = {"qwen2": config.qkv_bias, "qwen3": config.qk_norm, "smollm3": bool(config.no_rope_layers)}
+    found = [family for family, has in said.items() if has] or ["llama"]
+    if len(found) > 1:
+        raise ValueError(
+            f"model.init_args.decoder: transformers has no class that has at once what {' and '.join(found)} have "
+            "(qwen2: qkv_bias; qwen3: qk_norm; smollm3: no_rope_layers)"
+        )
+    if found[0] in ("qwen2", "smollm3") and config.head_width * config.num_heads != config.width:
+        raise ValueError(
+            f"model.init_args.decoder.head_width: {config.head_width} is not allowed for {found[0]} of transformers; "
+            f"it must be width / num_heads, {config.width / config.num_heads:g}"
+        )
+    return found[0]
+
+
+def rope_parameters(theta: float, scaling: RopeScaling | None) -> dict[str, Any]:
+    """What transformers calls by this name.
+
+    Raises:
+        ValueError: if it has no such scaling.
+    """
+    told: dict[str, Any] = {"rope_theta": theta}
+    if scaling is None:
+        return {**told, "rope_type": "default"}
+    if isinstance(scaling, Linear):
+        return {**told, "rope_type": "linear", "factor": scaling.factor}
+    if isinstance(scaling, YaRN):
+        own = {"beta_fast": scaling.beta_fast, "beta_slow": scaling.beta_slow, "truncate": scaling.truncate}
+        told |= {**own, "attention_factor": scaling.attention_factor}
+        kind = "yarn"
+    elif isinstance(scaling, Llama3):
+        told |= {"low_freq_factor": scaling.low_freq_factor, "high_freq_factor": scaling.high_freq_factor}
+        kind = "llama3"
+    else:
+        raise ValueError(
+            f"model.init_args.rope_scaling: {scaling} cannot be exported; transformers says Linear, YaRN and Llama3 so"
+        )
+    return {
+        **told, "rope_type": kind, "factor": scaling.factor,
+        "original_max_position_embeddings": scaling.original_length,
+    }  # fmt: skip
+
+
+def _rope(told: Json, family: str) -> tuple[float, RopeScaling | None]:
+    new, old = told.get("rope_parameters"), told.get("rope_scaling")
+    said: Json = new or old or {}
+    key = "rope_parameters" if new else "rope_scaling"
+    theta = said.get("rope_theta", told.get("rope_theta", _DEFAULT_THETA.get(family, 10000.0)))
+    kind = said.get("rope_type", said.get("type", "default"))
+    if kind not in _ROPE:
+        raise _refusal(f"{key}.rope_type", kind, f"allowed are {', '.join(_ROPE)}")
+    for name, value in said.items():
+        if name not in {"rope_theta", "rope_type", "type", *_ROPE[kind]} and not (
+            name == "partial_rotary_factor" and value in (1, None)
+        ):
+            raise _refusal(f"{key}.{name}", value, f"it is not known what it changes where rope_type is {kind}")
+
+    def number(name: str) -> Any:
+        value = said.get(name)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise _refusal(f"{key}.{name}", value, f"it must be a number where rope_type is {kind}")
+        return value
+
+    def trained() -> int:
+        return said.get("original_max_position_embeddings") or _whole(told, "max_position_embeddings")
+
+    scaling: RopeScaling | None = None
+    if kind == "linear":
+        scaling = Linear(number("factor"))
+    elif kind == "dynamic":
+        scaling = DynamicNTK(number("factor"), _whole(told, "max_position_embeddings"))
+    elif kind == "yarn":
+        betas = said.get("beta_fast") or 32.0, said.get("beta_slow") or 1.0
+        own, truncate = said.get("attention_factor"), said.get("truncate", True)
+        scaling = YaRN(number("factor"), trained(), *betas, own, truncate)
+    elif kind == "llama3":
+        scaling = Llama3(number("factor"), trained(), number("low_freq_factor"), number("high_freq_factor"))
+    return float(theta), scaling
+
+
+def _sees(told: Json, family: str, num_layers: int, no_rope: Sequence[int]) -> tuple[Pattern, ...]:
+    window, kinds = told.get("sliding_window"), told.get("layer_types")
+    if family == "llama":
+        return (Causal(),) * num_layers
+    if family == "mistral":
+        # It has one window for all, and does not ask for `layer_types`.
+        kinds = ["sliding_attention" if window else "full_attention"] * num_layers
+    elif family != "ministral" and not told.get("use_sliding_window"):
+        window = None
+        if kinds and "sliding_attention" in kinds:
+            raise _refusal(
+                "use_sliding_window",
+                told.get("use_sliding_window"),
+                "it must be true where layers have a sliding window",
+            )
+    if kinds is None:
+        first = 0 if family == "ministral" else told.get("max_window_layers", 28)
+        sliding = set(no_rope) if family == "smollm3" else set(range(first, num_layers))
+        kinds = ["sliding_attention" if window and n in sliding else "full_attention" for n in range(num_layers)]
+    if len(kinds) != num_layers or set(kinds) - {"sliding_attention", "full_attention"}:
+        raise _refusal("layer_types", kinds, f"it must name sliding_attention or full_attention {num_layers} times")
+    slides = Window(window=_whole(told, "sliding_window")) if "sliding_attention" in kinds else Causal()
+    return tuple(slides if kind == "sliding_attention" else Causal() for kind in kinds)
+
+
+def _no_rope(told: Json, num_layers: int) -> tuple[int, ...]:
+    rotated = told.get("no_rope_layers")
+    if rotated is None:
+        every = told.get("no_rope_layer_interval", 4)
+        rotated = [int((layer + 1) % every != 0) for layer in range(num_layers)]
+    return tuple(layer for layer in range(num_layers) if not rotated[layer])
+
+
+def _whole(told: Json, key: str) -> int:
+    value = told.get(key)
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise _refusal(key, value, "it must be an integer of at least 1")
+    return value
+
+
+def _refusal(key: str, value: object, allowed: str) -> ValueError:
+    return ValueError(f"config.json: {key}: {value!r} is not allowed; {allowed}")

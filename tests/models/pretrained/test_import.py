@@ -1,0 +1,193 @@
+"""Models of transformers, real classes with random weights, give the same logits as decoders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import transformers
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from lg.attention import Causal, Documents, Window
+from lg.models.pretrained import open_folder
+from lg.models.pretrained.config import FAMILIES
+
+N = 70
+SMALL: dict[str, Any] = {
+    "vocab_size": 97, "hidden_size": 48, "intermediate_size": 80, "num_hidden_layers": 4, "num_attention_heads": 6,
+    "num_key_value_heads": 2, "max_position_embeddings": 64, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0,
+    "initializer_range": 0.3,
+}  # fmt: skip
+LAYERS = ["sliding_attention", "full_attention", "full_attention", "sliding_attention"]
+SLIDES = {"sliding_window": 9, "layer_types": LAYERS}
+LINEAR = {"rope_type": "linear", "factor": 4.0, "rope_theta": 1e4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16, "rope_theta": 1e4}
+LLAMA3 = {
+    "rope_type": "llama3", "factor": 8.0, "original_max_position_embeddings": 16, "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0, "rope_theta": 5e5,
+}  # fmt: skip
+MODELS: dict[str, dict[str, Any]] = {
+    "llama": {"model_type": "llama"},
+    "llama, tied, wide heads": {"model_type": "llama", "tie_word_embeddings": True, "head_dim": 16},
+    "llama, llama3": {"model_type": "llama", "rope_parameters": LLAMA3},
+    "llama, yarn": {"model_type": "llama", "rope_parameters": YARN},
+    "llama, linear": {"model_type": "llama", "rope_parameters": LINEAR},
+    "llama, dynamic": {
+        "model_type": "llama", "max_position_embeddings": 32,
+        "rope_parameters": {"rope_type": "dynamic", "factor": 2.0, "rope_theta": 1e4},
+    },
+    "mistral": {"model_type": "mistral", "sliding_window": None},
+    "mistral, window": {"model_type": "mistral", "sliding_window": 9},
+    "ministral": {"model_type": "ministral", "head_dim": 8, **SLIDES},
+    "qwen2": {"model_type": "qwen2"},
+    "qwen2, windows": {"model_type": "qwen2", "use_sliding_window": True, "sliding_window": 9, "max_window_layers": 1},
+    "qwen3": {"model_type": "qwen3", "head_dim": 16},
+    "qwen3, windows": {"model_type": "qwen3", "head_dim": 16, "use_sliding_window": True, **SLIDES},
+    "smollm3": {"model_type": "smollm3"},
+    "smollm3, windows": {"model_type": "smollm3", "use_sliding_window": True, "sliding_window": 9},
+}  # fmt: skip
+
+
+def made(told: dict[str, Any]) -> Any:
+    """A model of transformers with random weights, norms and biases included."""
+    torch.manual_seed(0)
+    told = {**SMALL, **told}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**told), attn_implementation="eager")
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.ndim == 1:
+                weight.normal_(1.0 if "norm" in name else 0.0, 0.3)
+    return model.float().eval()
+
+
+@pytest.fixture(scope="module")
+def folder_of(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], tuple[Any, Path]]:
+    def saved(name: str) -> tuple[Any, Path]:
+        model, path = made(MODELS[name]), tmp_path_factory.mktemp("model")
+        model.save_pretrained(path)
+        return model, path
+
+    return saved
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_logits_are_those_of_transformers(name: str, folder_of: Callable[[str], tuple[Any, Path]]) -> None:
+    model, path = folder_of(name)
+    tokens = torch.randint(97, (1, N), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        want = model(tokens).logits
+        got = open_folder(path).decoder("dense").logits(tokens, Documents(N))
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
+
+
+def test_every_family_is_tried() -> None:
+    assert {told["model_type"] for told in MODELS.values()} == set(FAMILIES)
+
+
+def test_what_layers_see(folder_of: Callable[[str], tuple[Any, Path]]) -> None:
+    def sees(name: str) -> tuple[object, ...]:
+        return open_folder(folder_of(name)[1]).sees
+
+    window, full = Window(window=9), Causal()
+    assert sees("ministral") == sees("qwen3, windows") == (window, full, full, window)
+    assert sees("qwen2, windows") == (full, window, window, window)
+    assert sees("mistral, window") == (window,) * 4
+    assert sees("smollm3, windows") == (full, full, full, window)
+    assert sees("qwen2") == (full,) * 4
+
+
+def test_several_files(tmp_path: Path) -> None:
+    model = made(MODELS["qwen3"])
+    model.save_pretrained(tmp_path, max_shard_size="20KB")
+    assert len(list(tmp_path.glob("*.safetensors"))) > 2
+    got, want = open_folder(tmp_path).decoder().state_dict(), model.state_dict()
+    torch.testing.assert_close(got["blocks.3.mlp.up_proj.weight"], want["model.layers.3.mlp.up_proj.weight"])
+
+
+def changed(path: Path, **told: Any) -> None:
+    file = path / "config.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), **told}))
+
+
+@pytest.mark.parametrize(
+    ("told", "said"),
+    [
+        ({"model_type": "gpt2"}, "model_type: 'gpt2' is not allowed; allowed are llama, mistral"),
+        ({"attention_bias": True}, "attention_bias: True is not allowed; it means a bias behind attention"),
+        ({"hidden_act": "gelu"}, "hidden_act: 'gelu' is not allowed; a decoder computes with silu only"),
+        ({"mlp_bias": True}, "mlp_bias: True is not allowed"),
+        ({"attention_dropout": 0.1}, "attention_dropout: 0.1 is not allowed; a decoder computes with 0 only"),
+        ({"quantization_config": {"bits": 4}}, "quantization_config: {'bits': 4} is not allowed"),
+        ({"residual_multiplier": 0.2}, "residual_multiplier: 0.2 is not allowed; it is not known what it changes"),
+        ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type: 'longrope' is not allowed"),
+        ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale: 0.7 is not allowed"),
+        ({"num_hidden_layers": 0}, "num_hidden_layers: 0 is not allowed; it must be an integer of at least 1"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_what_cannot_be_honoured_is_refused_by_name(
+    told: dict[str, Any], said: str, folder_of: Callable[[str], tuple[Any, Path]]
+) -> None:
+    _, path = folder_of("llama")
+    changed(path, **told)
+    with pytest.raises(ValueError) as raised:
+        open_folder(path)
+    assert said in str(raised.value)
+
+
+def test_layers_that_slide_without_a_window_in_use_are_refused(
+    folder_of: Callable[[str], tuple[Any, Path]],
+) -> None:
+    _, path = folder_of("qwen3, windows")
+    changed(path, use_sliding_window=False)
+    with pytest.raises(ValueError, match="use_sliding_window: False is not allowed; it must be true where layers have"):
+        open_folder(path)
+
+
+def test_tensors_that_do_not_fit_are_all_listed(tmp_path: Path) -> None:
+    model = made(MODELS["llama"])
+    kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+    del kept["model.norm.weight"], kept["model.layers.2.mlp.up_proj.weight"]
+    model.save_pretrained(tmp_path, state_dict={**kept, "model.layers.0.self_attn.q_proj.bias": torch.ones(48)})
+    with pytest.raises(ValueError) as raised:
+        open_folder(tmp_path)
+    assert str(raised.value) == (
+        "model.init_args.pretrained: the tensors do not fit config.json; missing: model.layers.2.mlp.up_proj.weight, "
+        "model.norm.weight; not expected: model.layers.0.self_attn.q_proj.bias"
+    )
+
+
+def test_another_shape_is_told(folder_of: Callable[[str], tuple[Any, Path]]) -> None:
+    _, path = folder_of("llama")
+    changed(path, vocab_size=98)
+    with pytest.raises(ValueError, match=r"embed_tokens.weight is \[97, 48\], where config.json tells of \[98, 48"):
+        open_folder(path).decoder()
+
+
+def test_a_folder_that_is_none(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"has no config.json; a folder of transformers is needed"):
+        open_folder(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        open_folder(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(made(MODELS["llama"]).config.to_dict()))
+    with pytest.raises(ValueError, match=r"has no model.safetensors; safetensors are needed"):
+        open_folder(tmp_path)
+    (tmp_path / "model.safetensors").write_bytes(b"\x10")
+    with pytest.raises(ValueError, match="is damaged"):
+        open_folder(tmp_path)
+
+
+def test_versions_before_5_are_read_alike(folder_of: Callable[[str], tuple[Any, Path]]) -> None:
+    _, path = folder_of("llama, llama3")
+    new = open_folder(path).config
+    told = json.loads((path / "config.json").read_text())
+    rope = told.pop("rope_parameters")
+    told |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
+    (path / "config.json").write_text(json.dumps(told))
+    assert open_folder(path).config == new
+    assert int(transformers.__version__.split(".")[0]) >= 4
