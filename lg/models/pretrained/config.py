@@ -42,8 +42,8 @@ _ONLY: dict[str, tuple[object, ...]] = {
 _READ = frozenset((
     "attention_bias", "head_dim", "hidden_size", "intermediate_size", "layer_types", "max_window_layers",
     "no_rope_layer_interval", "no_rope_layers", "num_attention_heads", "num_hidden_layers", "num_key_value_heads",
-    "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings", "use_sliding_window",
-    "vocab_size",
+    "rms_norm_eps", "rope_parameters", "rope_scaling", "rope_theta", "sliding_window", "tie_word_embeddings",
+    "use_sliding_window", "vocab_size",
 ))  # fmt: skip
 # Types of rotary positions, and what each is told by.
 _ROPE: dict[str, tuple[str, ...]] = {
@@ -167,6 +167,8 @@ def shape(config: DecoderConfig, family: str, longest: int) -> dict[str, Any]:
         "tie_word_embeddings": config.tied_embeddings,
         "max_position_embeddings": longest,
         "attention_dropout": 0.0,
+        # Where nothing is said, each class has numbers of its own, which may lie outside the vocabulary.
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
         # Of version 5 of transformers, and of those before it.
         "rope_parameters": rope,
         "rope_theta": config.rope_theta,

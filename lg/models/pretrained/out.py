@@ -1,0 +1,98 @@
+"""Decoders as folders that transformers loads: config.json, and safetensors in one file or several."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from lg.attention import Pattern
+from lg.models.config import DecoderConfig
+from lg.models.pretrained.config import written
+from lg.models.pretrained.weights import INDEX, state
+
+SHARD_BYTES = 5_000_000_000
+_METADATA = {"format": "pt"}
+
+
+def save(
+    path: str | Path,
+    weights: Mapping[str, Tensor],
+    config: DecoderConfig,
+    sees: Sequence[Pattern],
+    longest: int,
+    shard_bytes: int = SHARD_BYTES,
+) -> None:
+    """Writes a folder from which ``AutoModelForCausalLM.from_pretrained`` makes a model of the same logits.
+
+    It is whole or not there.
+
+    Args:
+        path: the folder, which must not exist.
+        weights: the decoder's, by its own names, in the type that is to be written.
+        config: its shape.
+        sees: the pattern of each layer: each `Causal`, or a `Window` of one size.
+        longest: positions that it is made for.
+        shard_bytes: the most that a file holds, unless a single tensor is larger.
+
+    Raises:
+        ValueError: if the folder exists or cannot be written, or transformers has no such model; with what it lacks.
+    """
+    out = Path(path)
+    told = written(config, sees, longest)
+    if told is None:
+        others = ", ".join(dict.fromkeys(str(pattern) for pattern in sees))
+        raise ValueError(
+            f"model.init_args.patterns: transformers cannot say what these layers see: {others}; it knows Causal, and "
+            "windows of one size"
+        )
+    if out.exists():
+        raise ValueError(f"{str(out)!r} exists; a folder that does not is needed")
+    aside = out.with_name(f".{uuid.uuid4().hex}.part")
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        aside.mkdir()
+        _write_weights(aside, dict(state(weights, config)), shard_bytes)
+        dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
+        (aside / "config.json").write_text(json.dumps({**told, "dtype": dtype, "torch_dtype": dtype}, indent=2) + "\n")
+        aside.rename(out)
+    except OSError as error:
+        raise ValueError(f"{str(out)!r} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(aside, ignore_errors=True)
+
+
+def _write_weights(folder: Path, tensors: Mapping[str, Tensor], shard_bytes: int) -> None:
+    from safetensors.torch import save_file
+
+    shards = list(_shards(tensors, shard_bytes))
+    if len(shards) == 1:
+        save_file(_plain(tensors, shards[0]), folder / "model.safetensors", _METADATA)
+        return
+    file_of: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        name = f"model-{number:05}-of-{len(shards):05}.safetensors"
+        save_file(_plain(tensors, names), folder / name, _METADATA)
+        file_of |= dict.fromkeys(names, name)
+    total = sum(tensor.nbytes for tensor in tensors.values())
+    (folder / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": file_of}, indent=2) + "\n")
+
+
+def _plain(tensors: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    return {name: tensors[name].detach().cpu().contiguous() for name in names}
+
+
+def _shards(tensors: Mapping[str, Tensor], most: int) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for name, tensor in tensors.items():
+        if names and size + tensor.nbytes > most:
+            yield names
+            names, size = [], 0
+        names.append(name)
+        size += tensor.nbytes
+    yield names
