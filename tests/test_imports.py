@@ -31,7 +31,10 @@ MAY_IMPORT = {
 ONLY_IN = {
     "lightning": [
         "models/hybrid.py",
+        "models/running.py",
+        "models/auto_memory.py",
         "parallel/strategy.py",
+        "parallel/launcher.py",
         "data/datamodule.py",
         "data/random_tokens.py",
         "data/shards.py",

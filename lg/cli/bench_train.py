@@ -23,7 +23,7 @@ HELP = """usage: lg bench train --config FILE [--key=value ...] [--OPTION=VALUE 
 Trains for a few steps on random tokens what the YAML describes, each case in processes of its own, and says what a
 step costs: seconds, tokens a second and GPU, MFU, peak memory, and what each kind of layer fetches from other GPUs. MFU
 is of useful work, as a share of what a large matrix product reaches on the device; dense-equivalent, of the work that
-full attention in every layer would be.
+full attention in every layer would be. In brackets is what lg plan predicts, where it knows the GPU.
 
   lg bench train --config configs/hybrid.yaml                                 as it stands
   lg bench train --config configs/hybrid.yaml --lengths=32K,128K              at these lengths
@@ -46,10 +46,16 @@ _TAGS = {
     "work/dense_equivalent_TFLOP_per_s": "dense_equivalent_TFLOP_per_s",
     "work/matmul_TFLOP_per_s": "matmul_TFLOP_per_s",
     "memory/peak_GiB": "peak_gib",
+    "speed/predicted_step_s": "predicted_step_s",
+    "memory/predicted_peak_GiB": "predicted_peak_gib",
     "train/loss_nats": "loss_nats",
 }
-_CALLBACKS = ("Throughput", "Work", "Memory", "Exchange")
-_HEAD = f"{'schedule':<34} {'tokens':>9} {'step':>9} {'tokens/s':>10} {'MFU':>6} {'dense eq.':>9} {'peak':>9}  fetched"
+_PREDICTED = (("predicted_step_s", ".2f"), ("predicted_peak_gib", ".1f"))
+_CALLBACKS = ("Throughput", "Work", "Memory", "Exchange", "Predicted")
+_HEAD = (
+    f"{'schedule':<34} {'tokens':>9} {'step':>9} {'(plan)':>8} {'tokens/s':>10} {'MFU':>6} {'dense eq.':>9} "
+    f"{'peak':>9} {'(plan)':>7}  fetched"
+)
 
 
 def run(words: list[str]) -> None:
@@ -150,10 +156,11 @@ def _line(row: dict[str, Any]) -> str:
         return f"{begin}  failed: {row['error']}"
     share = [f"{100 * row[name]:.1f}%" if name in row else "" for name in ("mfu_visible", "mfu_dense_equivalent")]
     peak = f"{row['peak_gib']:.1f} GiB" if "peak_gib" in row else ""
+    told = [f"({row[name]:{form}})" if name in row else "" for name, form in _PREDICTED]
     fetched = ", ".join(f"{name} {size:.3f} GiB" for name, size in row["exchange_gib_by_layer_type"].items())
     return (
-        f"{begin} {row['step_s']:>7.2f} s {row['tokens_per_s_per_gpu']:>10,.0f} {share[0]:>6} {share[1]:>9} "
-        f"{peak:>9}  {fetched}"
+        f"{begin} {row['step_s']:>7.2f} s {told[0]:>8} {row['tokens_per_s_per_gpu']:>10,.0f} {share[0]:>6} "
+        f"{share[1]:>9} {peak:>9} {told[1]:>7}  {fetched}"
     ).rstrip()
 
 

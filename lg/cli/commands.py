@@ -138,7 +138,7 @@ class Command(LightningCLI):
             super().instantiate_classes()
 
     def _run_subcommand(self, subcommand: str) -> None:
-        with troubles_told(self.given):
+        with troubles_told(self.given, self.trainer):
             self._check_one_device(subcommand)
             super()._run_subcommand(subcommand)
 

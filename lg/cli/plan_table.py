@@ -4,28 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict
-from typing import TYPE_CHECKING
 
 from lg.attention.schedule import written
 from lg.cli.figures import figure
 from lg.models.footprint import num_parameters
+from lg.models.hybrid import HybridLM
 from lg.models.memory import Memory
-
-if TYPE_CHECKING:
-    from lg.cli.plan import Choice, Planned
+from lg.models.planned import Choice, Planned
 
 
-def table(planned: Planned, choices: Sequence[Choice], best: Choice | None, name: str) -> str:
+def table(model: HybridLM, planned: Planned, choices: Sequence[Choice], best: Choice | None, name: str) -> str:
     """One line a choice; then the taken one's step, part by part, and the lines of YAML that ask for it.
 
     Args:
-        planned: what is trained.
+        model: what is trained.
+        planned: how.
         choices: the ways to keep activations.
         best: which of them is taken; None if none fits.
         name: the device's.
     """
     lines = [
-        *_head(planned, name),
+        *_head(model, planned, name),
         "",
         "                            GiB on the device that holds most",
         "  recompute offload  tile   weights  grads  optim  activ   exch   work    peak  fits   step, s  tokens/s"
@@ -33,17 +32,17 @@ def table(planned: Planned, choices: Sequence[Choice], best: Choice | None, name
     ]
     for choice in choices:
         mark = ">" if choice is best else " "
-        lines.append(f"{mark} {_line(planned, choice)}{'   as configured' if _own(planned, choice) else ''}")
-    lines += ["", *(_nothing_fits(planned, choices) if best is None else _taken(planned, best))]
+        lines.append(f"{mark} {_line(planned, choice)}{_note(model, choice, best)}")
+    lines += ["", *(_nothing_fits(choices) if best is None else _taken(model, best))]
     return "\n".join([*lines, "", *_NOTES])
 
 
-def _head(planned: Planned, name: str) -> list[str]:
+def _head(model: HybridLM, planned: Planned, name: str) -> list[str]:
     how, config = planned.run, planned.config
     strategy = f"HybridStrategy, {how.context} sharing a sequence" if how.sharded else "no sharding"
     step = f", {how.num_batches} batches a step" if how.num_batches > 1 else ""
     lines = [
-        f"{planned.model.config['preset']}: {written(planned.model.schedule)}",
+        f"{model.config['preset']}: {written(model.schedule)}",
         f"{config.num_layers} layers, width {config.width}, {num_parameters(config) / 1e9:.3g} billion weights; "
         f"{how.num_devices} x {name}, {how.precision_name}, {strategy}",
         f"{planned.rows} x {planned.row_length:,} tokens a batch, {planned.num_tokens:,} on a device{step}; "
@@ -66,11 +65,19 @@ def _line(planned: Planned, choice: Choice) -> str:
     )
 
 
-def _taken(planned: Planned, best: Choice) -> list[str]:
+def _note(model: HybridLM, choice: Choice, best: Choice | None) -> str:
+    if model.asked_memory == "auto":
+        return "   auto takes this" if choice is best else ""
+    return "   as configured" if choice.memory == model.asked_memory else ""
+
+
+def _taken(model: HybridLM, best: Choice) -> list[str]:
     parts = {part: seconds for part, seconds in asdict(best.time).items() if seconds > 0}
     told = ", ".join(f"{part} {figure(seconds)}" for part, seconds in parts.items())
     lines = [f"the fastest that fits takes {figure(best.time.total)} s a step: {told}"]
-    if _own(planned, best):
+    if model.asked_memory == "auto":
+        return [*lines, "memory: auto takes it, on such a device and where the host's memory suffices"]
+    if model.asked_memory == best.memory:
         return [*lines, "that is how it is configured"]
     return [*lines, "", *_yaml(best.memory)]
 
@@ -87,15 +94,11 @@ def _yaml(memory: Memory) -> list[str]:
     ]
 
 
-def _nothing_fits(planned: Planned, choices: Sequence[Choice]) -> list[str]:
+def _nothing_fits(choices: Sequence[Choice]) -> list[str]:
     least = min(choices, key=lambda choice: choice.footprint.peak)
     longest = max(choice.longest for choice in choices)
     batch = f"the longest batch that fits is of {longest:,} tokens" if longest else "not even 128 tokens a device fit"
     return [f"nothing fits: at least {_gib(least.footprint.peak)} GiB are needed; {batch}"]
-
-
-def _own(planned: Planned, choice: Choice) -> bool:
-    return choice.memory == planned.model.memory
 
 
 def _gib(size: int) -> str:

@@ -3,48 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from lg.cli.configuration import Config
 from lg.cli.trouble import Refused
-from lg.models.footprint import PRECISIONS, Precision
+from lg.models.footprint import PRECISIONS
+from lg.models.planned import Training
 from lg.parallel.mesh import check_sizes
 
 # Other words that the trainer has for them.
 _SAME = {"32": "32-true", "bf16": "bf16-mixed"}
 _STRATEGY = "HybridStrategy"
-
-
-@dataclass(frozen=True)
-class Training:
-    """On what, and how, a model is trained.
-
-    Attributes:
-        num_devices: all of them.
-        context: how many share a sequence.
-        replicas: how many hold the same part of the weights.
-        precision_name: as the trainer knows it.
-        num_batches: batches of a step.
-        sharded: whether it is `lg.parallel.HybridStrategy` that trains.
-    """
-
-    num_devices: int
-    context: int
-    replicas: int
-    precision_name: str
-    num_batches: int
-    sharded: bool
-
-    @property
-    def precision(self) -> Precision:
-        """How numbers are held."""
-        return PRECISIONS[self.precision_name]
-
-    @property
-    def num_shards(self) -> int | None:
-        """Devices that hold the weights together; None where they are not gathered."""
-        return self.num_devices // self.replicas if self.sharded else None
 
 
 def training(unread: Config, devices: str, context: str, precision: str) -> Training:

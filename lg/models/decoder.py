@@ -13,7 +13,8 @@ Shapes: B rows, L tokens of a row, N = B * L tokens, W model width, V vocabulary
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
@@ -24,47 +25,54 @@ from lg.models.config import DecoderConfig
 from lg.models.layers import RMSNorm
 from lg.models.loss import LMHead
 
+Place = Callable[[nn.Module], object]
+"""What is done to a part of a decoder once it has its weights, and before the next part is made."""
+
 
 class Decoder(nn.Module):
     """Embedding, one block a layer, norm, head.
 
     A batch is one packed sequence: its rows are laid end to end, and each row begins a document.
 
+    Parts are made in that order, and each has its first weights before the next one exists. So one generator gives the
+    same weights wherever parts are placed meanwhile.
+
     Args:
         config: the shape.
         mixers: what each layer's mixer is made from: a pattern, for attention, or another `MixerSpec`.
         attention: the implementation that `attend` is asked for.
+        place: called with each part that shares no weight with another: blocks, and an embedding and a head that are
+            not tied. What it leaves in memory is all that is there when the next part is made.
     """
 
-    def __init__(self, config: DecoderConfig, mixers: Sequence[Pattern | MixerSpec], attention: str = "auto") -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        mixers: Sequence[Pattern | MixerSpec],
+        attention: str = "auto",
+        place: Place | None = None,
+    ) -> None:
         super().__init__()
         assert len(mixers) == config.num_layers
+        place = place or _leave
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        self.blocks = nn.ModuleList(
-            Block(config, build_mixer(spec, config, layer, attention)) for layer, spec in enumerate(mixers)
-        )
+        draw(self.embedding, config)
+        if not config.tied_embeddings:
+            place(self.embedding)
+        self.blocks = nn.ModuleList()
+        for layer, spec in enumerate(mixers):
+            block = Block(config, build_mixer(spec, config, layer, attention))
+            draw(block, config)
+            place(block)
+            self.blocks.append(block)
         self.norm = RMSNorm(config.width, config.norm_eps)
-        self.head = LMHead(config.width, config.vocab_size)
         if config.tied_embeddings:
-            self.head.weight = self.embedding.weight  # type: ignore[assignment]  # torch's stub
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Normal weights of variance ``2 / (5 * width)``, less where a layer writes to the stream, zero biases.
-
-        The variance is that of Nguyen and Salazar 2019 (arXiv 1910.05895, section 2.2); the 2 * num_layers writes
-        shrink by the root of their number (Radford et al. 2019, GPT-2, section 2.3).
-        """
-        std = math.sqrt(2 / (5 * self.config.width))
-        for name, module in self.named_modules():
-            if isinstance(module, nn.Linear | nn.Embedding | LMHead):
-                writes = name.endswith(("o_proj", "down_proj"))
-                nn.init.normal_(module.weight, std=std / math.sqrt(2 * self.config.num_layers) if writes else std)
-            if isinstance(module, nn.Linear) and module.bias is not None:
-                nn.init.zeros_(module.bias)
-            elif isinstance(module, RMSNorm):
-                module.reset_parameters()
+            self.head = LMHead(config.width, config.vocab_size, cast(nn.Parameter, self.embedding.weight))
+        else:
+            self.head = LMHead(config.width, config.vocab_size)
+            draw(self.head, config)
+            place(self.head)
 
     def forward(self, tokens: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
         """Final hidden states [B, L, W] of tokens [B, L]; ``documents`` lie in the B * L tokens laid end to end.
@@ -98,3 +106,23 @@ class Decoder(nn.Module):
         """Cross-entropy, in nats, of each of targets [B, L], 0 where it is -100; to look at, without a gradient."""
         out: Tensor = self.head(self.forward(tokens, documents, held), targets, "none")
         return out
+
+
+def draw(part: nn.Module, config: DecoderConfig) -> None:
+    """First weights of one part: normal of variance ``2 / (5 * width)``, less where a layer writes to the stream.
+
+    The variance is that of Nguyen and Salazar 2019 (arXiv 1910.05895, section 2.2); the 2 * num_layers writes shrink by
+    the root of their number (Radford et al. 2019, GPT-2, section 2.3). Biases are zero; norms, and whatever else a
+    mixer has, stay as their constructors leave them.
+    """
+    std = math.sqrt(2 / (5 * config.width))
+    for name, module in part.named_modules():
+        if isinstance(module, nn.Linear | nn.Embedding | LMHead):
+            writes = name.endswith(("o_proj", "down_proj"))
+            nn.init.normal_(module.weight, std=std / math.sqrt(2 * config.num_layers) if writes else std)
+        if isinstance(module, nn.Linear) and module.bias is not None:
+            nn.init.zeros_(module.bias)
+
+
+def _leave(part: nn.Module) -> None:
+    """Leaves the part where it was made."""

@@ -54,7 +54,7 @@ DEVICES: Mapping[str, Device] = {
 
 
 def device(name: str) -> Device:
-    """A device by name.
+    """A device by lg's name for it.
 
     Raises:
         ValueError: if it is not known.
@@ -62,3 +62,11 @@ def device(name: str) -> Device:
     if name not in DEVICES:
         raise ValueError(f"device: {name!r} is not known; allowed: {', '.join(DEVICES)}")
     return DEVICES[name]
+
+
+def of_kind(full_name: str) -> Device | None:
+    """The device that torch calls so, as in "NVIDIA H100 80GB HBM3"; None if its rates are not known.
+
+    Its memory may be another: there are A100s of 40 GB.
+    """
+    return next((known for name, known in DEVICES.items() if name in full_name), None)

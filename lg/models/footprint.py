@@ -87,6 +87,7 @@ class Footprint:
             chunk of the loss and the head's gradient, whichever is more; estimated.
         peak: the most at once. Unless several batches make a step, gradients come as activations go, and only the
             larger of the two counts.
+        host: what of the stream waits in the host's memory; no part of the peak.
     """
 
     parameters: int
@@ -96,6 +97,7 @@ class Footprint:
     exchange: int
     working: int
     peak: int
+    host: int
 
 
 def footprint(setup: Setup) -> Footprint:
@@ -119,18 +121,21 @@ def footprint(setup: Setup) -> Footprint:
         exchange=exchange,
         working=working,
         peak=3 * own * weight + held + exchange + working,
+        host=_in_the_host(setup),
     )
 
 
-def longest(setup: Setup, limit: int, step: int) -> int:
+def longest(setup: Setup, limit: int, step: int, host_limit: int | None = None) -> int:
     """The most tokens on the device, a multiple of ``step``, with which the peak is within ``limit`` bytes.
 
-    Keys that are fetched are taken to grow with the tokens, which is more than those of a window do. 0 if none fit.
+    What waits in the host's memory is within ``host_limit`` bytes then; None for as many as it takes. Keys that are
+    fetched are taken to grow with the tokens, which is more than those of a window do. 0 if none fit.
     """
 
     def fits(steps: int) -> bool:
         keys = setup.keys * steps * step // setup.num_tokens
-        return footprint(replace(setup, num_tokens=steps * step, keys=keys)).peak <= limit
+        held = footprint(replace(setup, num_tokens=steps * step, keys=keys))
+        return held.peak <= limit and (host_limit is None or held.host <= host_limit)
 
     least, most = 0, 1
     while fits(most):
@@ -198,6 +203,12 @@ def _exchange(setup: Setup) -> int:
     """Keys and values as fetched, their gradients, and these as they travel; each as large."""
     c = setup.config
     return 3 * setup.keys * 2 * c.num_kv_heads * c.head_width * setup.precision.element
+
+
+def _in_the_host(setup: Setup) -> int:
+    """The stream that each block begins with."""
+    c = setup.config
+    return setup.num_tokens * c.num_layers * c.width * setup.precision.element if setup.memory.offload else 0
 
 
 def _in_a_block(setup: Setup) -> int:

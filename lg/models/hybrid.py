@@ -22,6 +22,7 @@ from lg.attention import Documents, Pattern, PredicateError
 from lg.attention.attend import IMPLEMENTATIONS
 from lg.attention.part import Held
 from lg.attention.schedule import Schedule, layers
+from lg.models.auto_memory import auto_memory
 from lg.models.block import MixerSpec
 from lg.models.checkpoint import from_plain, load, plain, stamp
 from lg.models.clipping import clip_by_norm
@@ -75,10 +76,12 @@ class HybridLM(pl.LightningModule):
         lr_schedule: how it runs over the steps; a cosine after 100 steps of warm-up by default.
         weight_decay: of matrices; norms, biases and embeddings have none.
         betas: AdamW's.
-        memory: what is kept for the backward pass, and what is computed again; by default all is kept.
+        memory: what is kept for the backward pass, and what is computed again; by default all is kept. "auto" for the
+            fastest way that is predicted to fit the device, which is chosen just before the decoder is built.
         compile: compile each block's halves with ``torch.compile``.
 
     Attributes:
+        memory: what is kept; where "auto" is asked for, all until `setup`.
         gradient_factor: what the last step's gradients were multiplied by in `on_before_optimizer_step`, for callbacks,
             whose hook of that name runs before.
 
@@ -97,13 +100,17 @@ class HybridLM(pl.LightningModule):
         lr_schedule: LRSchedule | None = None,
         weight_decay: float = 0.1,
         betas: tuple[float, float] = (0.9, 0.95),
-        memory: Memory | None = None,
+        memory: Memory | str | None = None,
         compile: bool = False,
     ) -> None:
         super().__init__()
         if attention not in ("auto", *IMPLEMENTATIONS):
             raise ValueError(
                 f"model.init_args.attention: {attention!r} is unknown; allowed are auto, {', '.join(IMPLEMENTATIONS)}"
+            )
+        if isinstance(memory, str) and memory != "auto":
+            raise ValueError(
+                f"model.init_args.memory: {memory!r} is unknown; allowed are auto, or recompute, offload and tile"
             )
         if not learning_rate > 0:
             raise ValueError(f"model.init_args.learning_rate: {learning_rate} is not allowed; it must be above 0")
@@ -133,7 +140,8 @@ class HybridLM(pl.LightningModule):
         self.lr_schedule = lr_schedule or Cosine()
         self.weight_decay = weight_decay
         self.betas = betas
-        self.memory = memory or Memory()
+        self.asked_memory = memory or Memory()
+        self.memory = self.asked_memory if isinstance(self.asked_memory, Memory) else Memory()
         self.compile_blocks = compile
         self.decoder: Decoder | None = None
         self.val_loss = MeanMetric()
@@ -184,7 +192,10 @@ class HybridLM(pl.LightningModule):
         """Builds the decoder, once, on the device and in the type that the trainer asks for."""
         if self.decoder is not None:
             return
-        self.decoder = Decoder(self.decoder_config, [self.patterns[name] for name in self.schedule], self.attention)
+        mixers = [self.patterns[name] for name in self.schedule]
+        # A strategy for many devices shards each part before the next one is made.
+        place = None if self._trainer is None else getattr(self._trainer.strategy, "place", None)
+        self.decoder = Decoder(self.decoder_config, mixers, self.attention, place)
         wrap(self.decoder, self.memory, self.compile_blocks)
 
     @property
@@ -202,7 +213,10 @@ class HybridLM(pl.LightningModule):
         return math.lcm(*(pattern.grid for pattern in used if isinstance(pattern, Pattern)))
 
     def setup(self, stage: str) -> None:
-        """Refuses a tokenizer that has more tokens than the model has embeddings, and data that tells too little."""
+        """Refuses a tokenizer that has more tokens than the model has embeddings, and data that tells too little.
+
+        Then takes the way to keep activations, where that is to be "auto".
+        """
         datamodule = getattr(self.trainer, "datamodule", None)
         told = getattr(datamodule, "document_attributes", None)
         if told is not None:
@@ -212,6 +226,11 @@ class HybridLM(pl.LightningModule):
             raise ValueError(
                 f"model.init_args.decoder.vocab_size: {self.decoder_config.vocab_size} is not allowed; the tokenizer "
                 f"has {vocab_size} tokens, so it must be at least that (data.init_args.tokenizer)"
+            )
+        # Not in configure_model, where tensors are made on the device and in its precision.
+        if self.asked_memory == "auto" and self.decoder is None:
+            self.memory = auto_memory(
+                self.trainer, self.decoder_config, self.schedule, self.patterns, self.compile_blocks
             )
 
     def forward(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:

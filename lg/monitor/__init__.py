@@ -5,6 +5,7 @@ from lg.monitor.compilation import Compilation
 from lg.monitor.count_baseline import CountBaseline
 from lg.monitor.data_wait import DataWait
 from lg.monitor.exchange import Exchange
+from lg.monitor.finite import Finite
 from lg.monitor.gradient_norms import GradientNorms
 from lg.monitor.loss_by_position import LossByPosition
 from lg.monitor.memory import Memory
@@ -12,6 +13,7 @@ from lg.monitor.model_card import ModelCard
 from lg.monitor.needle import Needle
 from lg.monitor.padding import Padding
 from lg.monitor.pattern_sheet import PatternSheet
+from lg.monitor.predicted import Predicted
 from lg.monitor.run_card import RunCard
 from lg.monitor.summary import Summary
 from lg.monitor.text_samples import TextSamples
@@ -24,6 +26,7 @@ __all__ = [
     "CountBaseline",
     "DataWait",
     "Exchange",
+    "Finite",
     "GradientNorms",
     "LossByPosition",
     "Memory",
@@ -31,6 +34,7 @@ __all__ = [
     "Needle",
     "Padding",
     "PatternSheet",
+    "Predicted",
     "RunCard",
     "Summary",
     "TextSamples",

@@ -6,6 +6,7 @@ import os
 import random
 import shutil
 import signal
+import sys
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from functools import partial
@@ -21,6 +22,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lg.data import of_every_rank
 from lg.monitor.board import logged_step
 from lg.parallel import HybridStrategy
+from lg.parallel.watch import is_lost
 
 _KEY = "trainer.callbacks.Checkpoints"
 _RANDOM, _LOGGED = "random_states", "logged"
@@ -60,6 +62,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         self.best_model_path = ""
         self.best_model_score: float | None = None
         self._newest: list[str] = []
+        # While the next one is being written.
+        self._before = ""
         self._saved_at = -1
         self._waits_for_validation = False
         self._signal: int | None = None
@@ -85,6 +89,8 @@ class Checkpoints(pl.callbacks.Checkpoint):
         # Where training was resumed, or begins: there is nothing new to save.
         self._saved_at = trainer.global_step
         self._waits_for_validation = False
+        if isinstance(trainer.strategy, HybridStrategy):
+            trainer.strategy.explain = partial(self.advice, trainer)
         for number in (signal.SIGTERM, signal.SIGINT):
             try:
                 signal.signal(number, self._asked_to_stop)
@@ -95,7 +101,10 @@ class Checkpoints(pl.callbacks.Checkpoint):
         if self._signal is not None:
             raise SystemExit(128 + number)
         self._signal = number
-        rank_zero_info(f"{signal.Signals(number).name}: stops when the step is done and saved; once more stops at once")
+        # Whatever rank it has reached. Not by print: a signal may come in the middle of another one.
+        told = f"{signal.Signals(number).name}: stops when the step is done and saved; once more stops at once\n"
+        with suppress(OSError, ValueError):
+            os.write(sys.stderr.fileno(), told.encode())
 
     def on_train_batch_start(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
@@ -172,6 +181,7 @@ class Checkpoints(pl.callbacks.Checkpoint):
         aside = _aside(path)
         self._wait(trainer)
         old_best = self.best_model_path
+        self._before = self.last_whole
         # Known to the state itself, so that a resumed run removes it in its time.
         self._newest.append(str(path))
         self.last_model_path = str(path)
@@ -208,8 +218,22 @@ class Checkpoints(pl.callbacks.Checkpoint):
             yield
         # torch says RuntimeError where its archive cannot be written.
         except (OSError, RuntimeError) as error:
+            if is_lost(error):
+                raise
             _remove([_aside(path)])
             raise ValueError(f"{_KEY}.folder: {str(path)!r} cannot be written: {error}") from error
+
+    @property
+    def last_whole(self) -> str:
+        """The newest checkpoint that has its name, so all of it; empty if there is none."""
+        return next((path for path in (*reversed(self._newest), self._before) if os.path.exists(path)), "")
+
+    def advice(self, trainer: pl.Trainer) -> str:
+        """What stands behind the cause where a run has failed: from where it can go on. On every rank, alone."""
+        path = self.last_whole or str(trainer.ckpt_path or "")
+        if not path:
+            return "no checkpoint was saved before"
+        return f"the last good checkpoint is {path}, and --ckpt_path={path} goes on from it"
 
     def _own_folder(self, trainer: pl.Trainer) -> Path:
         """Where the run's checkpoints are; asked for on every rank."""

@@ -14,6 +14,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 from lg.attention import Pattern
 from lg.parallel.exchange import ContextAttend
@@ -46,12 +47,30 @@ class Shardable(Protocol):
     head: nn.Module
 
 
+def shard_part(part: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) -> None:
+    """Leaves each rank its shards of rank 0's weights, gathered just before the part is needed; on all ranks.
+
+    The memory of the whole weights is free afterwards. So a decoder that is sharded part by part, while it is made,
+    never takes more than its shards and one part.
+
+    Args:
+        part: an embedding, a block or a head, whose weights are on the device that computes; or the decoder, for what
+            remains of it. Weights that are sharded already stay as they are.
+        meshes: of the run.
+        policy: in which types weights are gathered and gradients are reduced.
+    """
+    take_from_rank_0(part)
+    # Also the last part, which is needed again at once: what validation left gathered would be stale after new weights
+    # were loaded.
+    fully_shard(part, mesh=meshes.weights, mp_policy=policy, reshard_after_forward=True)
+
+
 def shard(decoder: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) -> None:
     """Changes a decoder in place, on all ranks; a second time does nothing.
 
-    In this order: all ranks take the weights of rank 0; where several ranks share a sequence, each attention fetches
-    what its pattern needs of the others; each block, the embedding and the head are sharded, and gathered just before
-    they are needed, the next block while one computes.
+    In this order: where several ranks share a sequence, each attention fetches what its pattern needs of the others;
+    the embedding, the head and each block are sharded, unless `shard_part` has done so while the decoder was made, then
+    what is left; the next block's weights are gathered while one computes.
 
     Args:
         decoder: a `Shardable`, whose weights are on the device that computes.
@@ -64,7 +83,6 @@ def shard(decoder: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) -> N
     if isinstance(decoder, FSDPModule):
         return
     parts = cast(Shardable, decoder)
-    take_from_rank_0(decoder)
     context = meshes.data["context_parallel"]
     if context.size() > 1:
         patterns(decoder)  # refuses what has none
@@ -72,9 +90,8 @@ def shard(decoder: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) -> N
             cast(_Attention, block.mixer).attend = ContextAttend(context.get_group())
     own = [] if _tied(parts) else [parts.embedding, parts.head]
     for part in (*own, *parts.blocks, decoder):
-        # Also the last ones, which are needed again at once: what validation left gathered would be stale after new
-        # weights were loaded.
-        fully_shard(part, mesh=meshes.weights, mp_policy=policy, reshard_after_forward=True)
+        if not isinstance(part, FSDPModule):
+            shard_part(part, meshes, policy)
     for method in _METHODS:
         register_fsdp_forward_method(decoder, method)
     for block, following in pairwise(parts.blocks):
@@ -103,9 +120,10 @@ def patterns(decoder: nn.Module) -> list[Pattern]:
 
 @torch.no_grad()
 def take_from_rank_0(module: nn.Module) -> None:
-    """Gives every rank the weights of the first: replicas that begin apart would stay apart."""
+    """Gives every rank what the first has and is not sharded yet: replicas that begin apart would stay apart."""
     for tensor in (*module.parameters(), *module.buffers()):
-        dist.broadcast(tensor, 0)
+        if not isinstance(tensor, DTensor):
+            dist.broadcast(tensor, 0)
 
 
 def unsharded(module: nn.Module, decoder: nn.Module) -> Iterator[nn.Parameter]:

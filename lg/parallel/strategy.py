@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from datetime import timedelta
@@ -17,10 +17,14 @@ from lightning.pytorch.strategies import ModelParallelStrategy
 from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 
+from lg.attention import Documents, Pattern
 from lg.parallel.batch import check_alike, own_part
 from lg.parallel.checkpoint import folder_writer, load_whole
+from lg.parallel.launcher import Launcher, how_ended, is_started_by_launcher, seconds_left
 from lg.parallel.mesh import Meshes, build_meshes, check_sizes
-from lg.parallel.shard import Shardable, patterns, shard, unsharded
+from lg.parallel.shard import Shardable, patterns, shard, shard_part, unsharded
+from lg.parallel.share import Share, share
+from lg.parallel.watch import GRACE_S, ORDERLY_S, Watch, end_process
 
 
 class HybridStrategy(ModelParallelStrategy):
@@ -40,6 +44,10 @@ class HybridStrategy(ModelParallelStrategy):
             is slow.
         timeout_s: seconds until a collective that not all ranks have joined ends the run.
 
+    Attributes:
+        explain: what a failure ends with, besides its cause, as "the last good checkpoint is ..."; `Checkpoints` sets
+            it.
+
     Raises:
         ValueError: if the run's processes do not divide into these sizes.
     """
@@ -55,6 +63,11 @@ class HybridStrategy(ModelParallelStrategy):
         self._saving: Future[None] | None = None
         self._save_group: dist.ProcessGroup | None = None
         self._thread = ThreadPoolExecutor(1, "checkpoint")
+        self._watch: Watch | None = None
+        self._own_end: Watch | None = None
+        self._is_told = False
+        self._has_failed = False
+        self.explain: Callable[[], str] = str
 
     @property
     def meshes(self) -> Meshes:
@@ -83,9 +96,16 @@ class HybridStrategy(ModelParallelStrategy):
         # Before any process is started.
         check_sizes(self.num_processes, self.num_nodes, self.context_parallel_size, self.data_replicate_size)
         super()._configure_launcher()
+        if self._launcher is not None:
+            assert self.cluster_environment is not None
+            self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
 
     def setup_environment(self) -> None:
         """Lets the processes meet, and lays the meshes on them."""
+        self._has_failed = False
+        if isinstance(self._launcher, Launcher) or is_started_by_launcher():
+            self._watch = Watch(self._lost, self._end)
+            self._watch.start()
         self._setup_distributed()
         self._meshes = build_meshes(
             self.root_device.type, self.world_size, self.context_parallel_size, self.data_replicate_size
@@ -101,6 +121,14 @@ class HybridStrategy(ModelParallelStrategy):
         with self.root_device, self.precision_plugin.tensor_init_context():
             yield
 
+    def place(self, part: nn.Module) -> None:
+        """Shards a part of the decoder as soon as `configure_model` has made it, before it makes the next one.
+
+        On all ranks, which take the weights of rank 0. A decoder of which no part was placed is sharded in `setup`, and
+        must fit on a device whole until then.
+        """
+        shard_part(part, self.meshes, _policy(self.precision_plugin))
+
     @property
     def precision_plugin(self) -> Precision:
         """How numbers are held; in a mixed precision FSDP casts, and not autocast."""
@@ -112,7 +140,7 @@ class HybridStrategy(ModelParallelStrategy):
         self._precision_plugin = CastByFSDP() if mixed else precision_plugin
 
     def setup(self, trainer: pl.Trainer) -> None:
-        """Shards the decoder that `configure_model` has built, then makes the optimizer."""
+        """Shards what `configure_model` has built and not placed, then makes the optimizer."""
         module, decoder = self.lightning_module, self.decoder
         assert module is not None
         module.to(self.root_device)
@@ -126,6 +154,10 @@ class HybridStrategy(ModelParallelStrategy):
         super().setup(trainer)
 
     # Batches
+
+    def share(self, documents: Documents, layers: Sequence[Pattern], num_kv_heads: int) -> Share:
+        """What a device has of a batch with such documents, for whoever has most."""
+        return share(documents, layers, num_kv_heads, self.context_parallel_size)
 
     def batch_to_device(self, batch: Any, device: torch.device | None = None, dataloader_idx: int = 0) -> Any:
         """Moves this rank's part of the batch to its device; all of it, unless a sequence lies on several."""
@@ -178,6 +210,55 @@ class HybridStrategy(ModelParallelStrategy):
         dist.all_gather(everyone, own, group=group)
         return torch.stack(everyone)
 
+    # Failures
+
+    def on_exception(self, exception: BaseException) -> None:
+        """Sees to it that a process that has failed ends: the others wait for it, and its own end may wait for them."""
+        super().on_exception(exception)
+        self._has_failed = True
+        if self.world_size > 1:
+            said = " ".join(str(exception).split()) or type(exception).__name__
+            self._own_end = Watch(lambda: (f"{type(exception).__name__}: {said[:300]}", ORDERLY_S), self._end)
+            self._own_end.start()
+
+    def lost(self) -> list[str]:
+        """Which processes of this host are known to be gone, and how: "rank 1 was ended by SIGKILL"."""
+        first = self.global_rank - self.local_rank
+        if isinstance(self._launcher, Launcher):
+            return [how_ended(first + rank, code) for rank, code in self._launcher.ended()]
+        if self.is_watching and not is_started_by_launcher():
+            return [f"rank {first}, which had started rank {self.global_rank}, is gone"]
+        return []
+
+    @property
+    def is_watching(self) -> bool:
+        """Whether this process has started others of its host, or one of them it, so that it knows if they are gone."""
+        return self._watch is not None
+
+    @property
+    def is_speaker(self) -> bool:
+        """Whether this process tells what all notice; those that another one here has started leave it to that one."""
+        return not is_started_by_launcher()
+
+    def told(self) -> None:
+        """What went wrong is told: nothing more is to be said, and no other process to be waited for."""
+        self._is_told = True
+        if isinstance(self._launcher, Launcher):
+            self._launcher.end_all()
+        Watch(lambda: ("", GRACE_S), self._end).start()
+
+    def _lost(self) -> tuple[str, float] | None:
+        """What `Watch` asks for."""
+        codes = [code for _, code in self._launcher.ended()] if isinstance(self._launcher, Launcher) else []
+        lost = self.lost()
+        return ("; ".join(lost), seconds_left(codes)) if lost else None
+
+    def _end(self, said: str) -> None:
+        """Ends this process, from another thread than the one that waits."""
+        if isinstance(self._launcher, Launcher):
+            self._launcher.end_all()
+        end_process("" if self._is_told or not said else f"lg: rank {self.global_rank}: {said}; {self.explain()}")
+
     # Checkpoints: folders, to which each rank adds a file; a folder fits any number of ranks
 
     @contextmanager
@@ -229,6 +310,9 @@ class HybridStrategy(ModelParallelStrategy):
         finally:
             self._thread.shutdown()
             super().teardown()
+        for watch in (self._own_end, None if self._has_failed else self._watch):
+            if watch is not None:
+                watch.stop()
 
     def load_checkpoint(self, checkpoint_path: str | Path, weights_only: bool | None = None) -> dict[str, Any]:
         """Gives each rank its part of a checkpoint; also of one in a single file, which one device has saved."""

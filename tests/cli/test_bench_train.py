@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from lg.cli import main
+from lg.cli.bench_train import _HEAD, _line
 
 YAML = """
 base: {base}
@@ -48,6 +49,18 @@ def test_a_row_for_each_case(config: str, capsys: pytest.CaptureFixture[str]) ->
 def test_a_case_that_fails_is_told(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "train", "--config", config, "--schedules=local, none", "--lengths=64"]) == 0
     assert "failed: lg fit: model.init_args.schedule" in capsys.readouterr().out
+
+
+def test_what_was_predicted_stands_beside_what_was_measured() -> None:
+    row = {
+        "schedule": "2*full", "length": 512, "step_s": 1.25, "tokens_per_s_per_gpu": 4096.0, "peak_gib": 10.0,
+        "exchange_gib_by_layer_type": {},
+    }  # fmt: skip
+    told = _line({**row, "predicted_step_s": 1.5, "predicted_peak_gib": 11.25})
+    assert "1.25 s   (1.50)" in told and told.endswith("10.0 GiB  (11.2)")
+    assert "(" not in _line(row)
+    ends = [len(_HEAD.partition(name)[0] + name) for name in ("step", "(plan)", "peak")]
+    assert [told[end - 1] for end in ends] == ["s", ")", "B"]
 
 
 @pytest.mark.parametrize(

@@ -69,6 +69,20 @@ def test_the_lines_of_yaml_are_taken_as_told(hybrid: str, capsys: pytest.Capture
     assert "that is how it is configured" in capsys.readouterr().out
 
 
+def test_what_auto_takes(hybrid: str, capsys: pytest.CaptureFixture[str]) -> None:
+    figures = planned(hybrid, *SEVEN, "--length=16K", "--devices=4", "--model.memory=auto")
+    told = capsys.readouterr().out
+    (line,) = [line for line in told.splitlines() if "auto takes this" in line]
+    assert line.startswith("> ") and "as configured" not in told
+    (best,) = [choice for choice in figures["choices"] if choice["taken"]]
+    assert line.split()[1] == best["memory"]["recompute"]
+    assert "\nmemory: auto takes it, " in told and "\nmodel:\n" not in told
+    # What is written over it, key by key, counts instead.
+    assert main(["plan", hybrid, *SEVEN, "--length=16K", "--model.memory=auto", "--model.memory.recompute=blocks"]) == 0
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if line.endswith("as configured")]
+    assert line.split()[0] == "blocks"
+
+
 def test_devices_differ(hybrid: str) -> None:
     words = (hybrid, *SEVEN, "--length=128K", "--devices=8", "--context=8")
     h100, h200, a100 = (planned(*words, f"--device={name}") for name in ("H100", "H200", "A100"))
@@ -127,6 +141,7 @@ MISTAKES = {
     "length": ("--length=0", "length: '0' is not allowed"),
     "no folder": ("--json=nowhere/plan.json", "json: 'nowhere/plan.json' is not allowed"),
     "an option of fit": ("--trainer.max_steps=3", "trainer: not a known key; allowed: model, device, devices, context"),
+    "memory": ("--model.memory=some", "model.init_args.memory: 'some' is unknown; allowed are auto, or recompute,"),
     "a pattern that asks": (
         "--model.patterns.full=PrefixLM",
         "model.init_args.patterns.full: PrefixLM() asks for doc.prefix, which each document has of its own",

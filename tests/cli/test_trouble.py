@@ -10,6 +10,7 @@ import torch
 
 from lg.attention import Window
 from lg.cli.trouble import Refused, refusals_told, troubles_told
+from lg.monitor.finite import NotFinite
 
 GIVEN = {"model": {"init_args": {"patterns": {"near": {"class_path": "Window", "init_args": {"window": 8}}}}}}
 
@@ -23,6 +24,17 @@ def test_a_full_disk() -> None:
 def test_too_little_memory() -> None:
     with pytest.raises(Refused, match=r"data\.init_args\.row_length.*memory cannot hold"), troubles_told({}):
         torch.empty(2**60)
+
+
+def test_a_device_without_memory() -> None:
+    told = r"Tried to allocate 2.*; smaller numbers are needed, or model\.init_args\.memory, of which `lg plan` tells"
+    with pytest.raises(Refused, match=told), troubles_told({}):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+
+def test_a_loss_that_is_no_number() -> None:
+    with pytest.raises(Refused, match=r"^trainer\.callbacks\.Finite: the loss of step 3 is nan$"), troubles_told({}):
+        raise NotFinite("trainer.callbacks.Finite: the loss of step 3 is nan")
 
 
 def test_a_fault_of_lgs_own_stays_what_it_is() -> None:

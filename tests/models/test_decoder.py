@@ -1,5 +1,6 @@
 """The decoder is the published architecture: transformers' logits, the published parameter counts, no leaks."""
 
+import itertools
 from collections.abc import Iterator
 
 import pytest
@@ -153,6 +154,48 @@ def test_tied_embeddings_are_one_parameter() -> None:
     decoder = Decoder(preset("tiny"), [Causal()] * preset("tiny").num_layers)
     assert decoder.head.weight is decoder.embedding.weight
     assert len({id(p) for p in decoder.parameters()}) == len(list(decoder.parameters()))
+
+
+def test_a_part_is_placed_with_its_weights_before_the_next_is_made() -> None:
+    config = DecoderConfig(**SMALL, vocab_size=97)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    decoder = Decoder(config, [Causal()] * 3)
+    torch.manual_seed(0)
+    placed: list[tuple[nn.Module, dict[str, Tensor], Tensor]] = []
+
+    def place(part: nn.Module) -> None:
+        state = {name: value.clone() for name, value in part.state_dict().items()}
+        placed.append((part, state, torch.get_rng_state()))
+        nn.init.zeros_(next(part.parameters()))  # what is placed is not touched again
+
+    Decoder(config, [Causal()] * 3, place=place)
+    parts = [decoder.embedding, *decoder.blocks, decoder.head]
+    assert [type(part) for part, _, _ in placed] == [type(part) for part in parts]
+    for part, (_, state, _) in zip(parts, placed, strict=True):
+        torch.testing.assert_close(state, dict(part.state_dict()), rtol=0, atol=0)
+    generators = [generator for _, _, generator in placed]
+    assert not any(torch.equal(*pair) for pair in itertools.pairwise(generators)), "all was drawn before"
+    assert all(bool((next(part.parameters()) == 0).all()) for part, _, _ in placed)
+
+
+def test_tied_weights_are_not_placed() -> None:
+    config = DecoderConfig(**SMALL, vocab_size=97, tied_embeddings=True)  # type: ignore[arg-type]
+    placed: list[nn.Module] = []
+    decoder = Decoder(config, [Causal()] * 3, place=placed.append)
+    assert placed == list(decoder.blocks)
+
+
+def test_weights_begin_as_small_as_published() -> None:
+    config = DecoderConfig(**{**SMALL, "width": 256}, vocab_size=97, qkv_bias=True)  # type: ignore[arg-type]
+    torch.manual_seed(0)
+    decoder = Decoder(config, [Causal()] * 3)
+    for name, weight in decoder.named_parameters():
+        if "norm" in name or name.endswith("bias"):
+            assert set(weight.tolist()) == {1.0 if "norm" in name else 0.0}
+            continue
+        writes = name.endswith(("o_proj.weight", "down_proj.weight"))
+        std = (2 / 5 / 256) ** 0.5 / (6**0.5 if writes else 1)
+        assert float(weight.detach().std()) == pytest.approx(std, rel=0.05), name
 
 
 class Average(Mixer):

@@ -26,7 +26,7 @@ from lg.testing import run_ranks
 
 SHAPE: dict[str, int | float | bool] = {
     "vocab_size": 64, "num_layers": 3, "width": 32, "num_heads": 4, "num_kv_heads": 2, "head_width": 8,
-    "ffn_width": 48,
+    "ffn_width": 48, "tied_embeddings": False,
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {
     "patterns": {"local": SinkWindow(window=20, sinks=2), "full": Causal()}, "schedule": "local, full, local",
@@ -262,11 +262,23 @@ def test_four_processes_train_as_one() -> None:
 
 def as_one(name: str, case: Case, ranks: list[Told]) -> None:
     one = trained(case, 1)
+    # AdamW makes whole steps, here of 1e-2, also of gradients of which float32 leaves hardly a digit: such weights are
+    # held to that, all others to 1e-5.
+    vague = {
+        weight: sum((step[weight].abs() > 0) & (step[weight].abs() < 1e-7) for step in one.gradients).bool()
+        for weight in one.last
+    }
+    # Most where a step has a single target.
+    assert sum(map(torch.sum, vague.values())) < 0.2 * sum(map(torch.numel, vague.values()))
     for many in ranks:
-        for what, rtol, atol in (("first", 0.0, 0.0), ("gradients", 1e-4, 1e-6), ("last", 1e-3, 1e-5)):
+        for what, rtol, atol in (("first", 0.0, 0.0), ("gradients", 1e-4, 1e-6)):
             torch.testing.assert_close(
                 getattr(many, what), getattr(one, what), rtol=rtol, atol=atol, msg=lambda m, w=what: f"{name}: {w}: {m}"
             )
+        for weight, want in one.last.items():
+            off = (many.last[weight] - want).abs()
+            allowed = torch.where(vague[weight], 1e-3, 1e-5) + 1e-3 * want.abs()
+            assert (off <= allowed).all(), f"{name}: last: {weight}: {float((off - allowed).max()):.2g} too much"
         for tag in ("train/loss_nats", "train/grad_norm", "val/loss_nats"):
             assert many.logged[tag] == pytest.approx(one.logged[tag], rel=1e-5), (name, tag)
 
