@@ -25,13 +25,16 @@ COMMANDS = {
     "plan": "predict memory and time of training on GPUs, without one",
     "patterns": "draw what layers may see: every pattern, or those of a configuration",
     "consolidate": "make one file of a checkpoint that many devices wrote into a folder",
+    "export": "write a trained model as a folder that transformers loads",
     "data": "fetch real texts and tokenizers, and list those that there are",
     "check": "find out whether attention is right on this machine, in every way that a model would use it",
     "bench": "time attention, implementation by implementation, or whole training steps",
 }
 
 # Commands that need no Trainer: each has a module with a `run` of its own.
-_MODULES = {name: f"lg.cli.{name}" for name in ("cost", "plan", "patterns", "consolidate", "data", "check", "bench")}
+_MODULES = {
+    name: f"lg.cli.{name}" for name in ("cost", "plan", "patterns", "consolidate", "export", "data", "check", "bench")
+}
 
 _SHOWN = 400  # characters of the beginning and of the end of a message
 

@@ -25,6 +25,9 @@ from lg.models.config import DecoderConfig
 from lg.models.layers import RMSNorm
 from lg.models.loss import LMHead
 
+Fill = Callable[[nn.Module, str, DecoderConfig], None]
+"""Gives a part of a decoder of this shape its first weights; the name is the part's: "embedding", "blocks.3"."""
+
 Place = Callable[[nn.Module], object]
 """What is done to a part of a decoder once it has its weights, and before the next part is made."""
 
@@ -43,6 +46,7 @@ class Decoder(nn.Module):
         attention: the implementation that `attend` is asked for.
         place: called with each part that shares no weight with another: blocks, and an embedding and a head that are
             not tied. What it leaves in memory is all that is there when the next part is made.
+        fill: what gives each part its weights; by default they are drawn.
     """
 
     def __init__(
@@ -51,27 +55,29 @@ class Decoder(nn.Module):
         mixers: Sequence[Pattern | MixerSpec],
         attention: str = "auto",
         place: Place | None = None,
+        fill: Fill | None = None,
     ) -> None:
         super().__init__()
         assert len(mixers) == config.num_layers
-        place = place or _leave
+        place, fill = place or _leave, fill or draw
         self.config = config
         self.embedding = nn.Embedding(config.vocab_size, config.width)
-        draw(self.embedding, config)
+        fill(self.embedding, "embedding", config)
         if not config.tied_embeddings:
             place(self.embedding)
         self.blocks = nn.ModuleList()
         for layer, spec in enumerate(mixers):
             block = Block(config, build_mixer(spec, config, layer, attention))
-            draw(block, config)
+            fill(block, f"blocks.{layer}", config)
             place(block)
             self.blocks.append(block)
         self.norm = RMSNorm(config.width, config.norm_eps)
+        fill(self.norm, "norm", config)
         if config.tied_embeddings:
             self.head = LMHead(config.width, config.vocab_size, cast(nn.Parameter, self.embedding.weight))
         else:
             self.head = LMHead(config.width, config.vocab_size)
-            draw(self.head, config)
+            fill(self.head, "head", config)
             place(self.head)
 
     def forward(self, tokens: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
@@ -108,7 +114,7 @@ class Decoder(nn.Module):
         return out
 
 
-def draw(part: nn.Module, config: DecoderConfig) -> None:
+def draw(part: nn.Module, name: str, config: DecoderConfig) -> None:
     """First weights of one part: normal of variance ``2 / (5 * width)``, less where a layer writes to the stream.
 
     The variance is that of Nguyen and Salazar 2019 (arXiv 1910.05895, section 2.2); the 2 * num_layers writes shrink by
@@ -116,9 +122,9 @@ def draw(part: nn.Module, config: DecoderConfig) -> None:
     mixer has, stay as their constructors leave them.
     """
     std = math.sqrt(2 / (5 * config.width))
-    for name, module in part.named_modules():
+    for inner, module in part.named_modules():
         if isinstance(module, nn.Linear | nn.Embedding | LMHead):
-            writes = name.endswith(("o_proj", "down_proj"))
+            writes = inner.endswith(("o_proj", "down_proj"))
             nn.init.normal_(module.weight, std=std / math.sqrt(2 * config.num_layers) if writes else std)
         if isinstance(module, nn.Linear) and module.bias is not None:
             nn.init.zeros_(module.bias)

@@ -18,7 +18,7 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lg.attention import Documents, Pattern, PredicateError
+from lg.attention import Causal, Documents, Pattern, PredicateError
 from lg.attention.attend import IMPLEMENTATIONS
 from lg.attention.part import Held
 from lg.attention.schedule import Schedule, layers
@@ -30,7 +30,10 @@ from lg.models.decoder import Decoder
 from lg.models.learning_rate import Cosine, LRSchedule
 from lg.models.loss import IGNORED
 from lg.models.memory import Memory
+from lg.models.presets import changed
 from lg.models.presets import preset as preset_config
+from lg.models.pretrained import open_pretrained
+from lg.models.rope_scaling import RopeScaling
 from lg.models.wrap import wrap
 
 log = logging.getLogger(__name__)
@@ -69,8 +72,10 @@ class HybridLM(pl.LightningModule):
     Args:
         patterns: what a layer may see, by the name that the schedule uses.
         schedule: the name of each layer's pattern, as in "10*local, 12*full, 10*local", or a builder.
-        preset: the decoder's shape, by name (`lg.models.presets`).
-        decoder: fields of `DecoderConfig` that differ from the preset.
+        preset: the decoder's shape, by name (`lg.models.presets`); "tiny" by default.
+        pretrained: a folder of transformers, from which shape and first weights are taken, instead of a preset.
+        decoder: fields of `DecoderConfig` that differ from the preset, or from what was pretrained.
+        rope_scaling: how rotary positions are changed to read further than the preset, or what was pretrained, does.
         attention: "auto", or the name of one implementation, which then runs or raises.
         learning_rate: the peak of AdamW's learning rate.
         lr_schedule: how it runs over the steps; a cosine after 100 steps of warm-up by default.
@@ -93,8 +98,10 @@ class HybridLM(pl.LightningModule):
         self,
         patterns: dict[str, Pattern],
         schedule: Schedule | str,
-        preset: str = "tiny",
-        decoder: dict[str, int | float | bool] | None = None,
+        preset: str | None = None,
+        pretrained: str | None = None,
+        decoder: dict[str, Any] | None = None,
+        rope_scaling: RopeScaling | None = None,
         attention: str = "auto",
         learning_rate: float = 3e-4,
         lr_schedule: LRSchedule | None = None,
@@ -118,14 +125,23 @@ class HybridLM(pl.LightningModule):
             raise ValueError(f"model.init_args.weight_decay: {weight_decay} is not allowed; it must be at least 0")
         if not all(0 <= beta < 1 for beta in betas):
             raise ValueError(f"model.init_args.betas: {betas} is not allowed; both must be at least 0 and below 1")
-        self.decoder_config = preset_config(preset, **(decoder or {}))
+        if preset is not None and pretrained is not None:
+            raise ValueError(
+                f"model.init_args.preset: {preset!r} is not allowed beside model.init_args.pretrained, which tells the "
+                "shape; it must be null"
+            )
+        self.pretrained = None if pretrained is None else open_pretrained(pretrained)
+        changes = {**(decoder or {}), **({} if rope_scaling is None else {"rope_scaling": rope_scaling})}
+        begun = preset_config(preset or "tiny") if self.pretrained is None else self.pretrained.config
+        self.decoder_config = changed(begun, changes)
         self.patterns: Mapping[str, Pattern | MixerSpec] = patterns
         self._check_patterns()
         self.config = plain(
             patterns=patterns,
             schedule=schedule,
             preset=preset,
-            decoder=decoder or {},
+            # A checkpoint has weights of its own: of what was pretrained it needs the shape.
+            decoder=changes if self.pretrained is None else vars(self.decoder_config),
             attention=attention,
             learning_rate=learning_rate,
             lr_schedule=lr_schedule,
@@ -135,6 +151,7 @@ class HybridLM(pl.LightningModule):
             compile=compile,
         )
         self.schedule = layers(schedule, self.decoder_config.num_layers, list(patterns))
+        self._tell_other_patterns()
         self.attention = attention
         self.learning_rate = learning_rate
         self.lr_schedule = lr_schedule or Cosine()
@@ -151,6 +168,18 @@ class HybridLM(pl.LightningModule):
         self._num_steps: int | None = None
         self._saved_num_steps: int | None = None
         self.gradient_factor = torch.ones(())
+
+    def _tell_other_patterns(self) -> None:
+        """Says where layers saw something else as they were pretrained than everything, and than they will."""
+        sees = () if self.pretrained is None else self.pretrained.sees
+        for trained in dict.fromkeys(sees):
+            others = [n for n, one in enumerate(sees) if one == trained != self.patterns[self.schedule[n]]]
+            if trained != Causal() and others:
+                log.warning(
+                    "model.init_args.schedule: layers %s see other keys than as they were pretrained, %s",
+                    ", ".join(map(str, others)),
+                    trained,
+                )
 
     def _check_patterns(self) -> None:
         """Refuses what cannot be read, or does not fit the decoder, before anything is built."""
@@ -195,7 +224,8 @@ class HybridLM(pl.LightningModule):
         mixers = [self.patterns[name] for name in self.schedule]
         # A strategy for many devices shards each part before the next one is made.
         place = None if self._trainer is None else getattr(self._trainer.strategy, "place", None)
-        self.decoder = Decoder(self.decoder_config, mixers, self.attention, place)
+        fill = None if self.pretrained is None else self.pretrained.fill
+        self.decoder = Decoder(self.decoder_config, mixers, self.attention, place, fill)
         wrap(self.decoder, self.memory, self.compile_blocks)
 
     @property

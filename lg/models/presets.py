@@ -1,6 +1,8 @@
 """Decoder shapes by name: the published ones exactly, and a tiny one of our own for a laptop."""
 
 import dataclasses
+from collections.abc import Mapping
+from typing import Any
 
 from lg.models.config import KEY, DecoderConfig
 
@@ -94,9 +96,20 @@ def preset(name: str, **changes: int | float | bool) -> DecoderConfig:
     """
     if name not in PRESETS:
         raise ValueError(f"model.init_args.preset: {name!r} is not a preset; allowed: {', '.join(PRESETS)}")
+    return changed(PRESETS[name], changes)
+
+
+def changed(config: DecoderConfig, changes: Mapping[str, Any]) -> DecoderConfig:
+    """A shape with some fields replaced.
+
+    Raises:
+        ValueError: ``DecoderConfig`` has no such field, or the changed shape is not one that can be built.
+    """
     fields = [field.name for field in dataclasses.fields(DecoderConfig)]
     for field in changes:
         if field not in fields:
             raise ValueError(f"{KEY}: {field!r} is not a field; allowed: {', '.join(fields)}")
+    # Lists are what YAML and checkpoints know.
+    told = {field: tuple(value) if isinstance(value, list) else value for field, value in changes.items()}
     # dataclasses.replace would do, but type checkers hold `changes` to every field's type at once.
-    return DecoderConfig(**{**vars(PRESETS[name]), **changes})
+    return DecoderConfig(**{**vars(config), **told})

@@ -1,7 +1,7 @@
 """Models of transformers as decoders, and decoders as models of transformers.
 
->>> from lg.models.pretrained import open_folder
->>> found = open_folder("path/of/a/model")  # doctest: +SKIP
+>>> from lg.models.pretrained import open_pretrained
+>>> found = open_pretrained("path/of/a/model")  # doctest: +SKIP
 >>> found.config.num_layers, found.sees[0]  # doctest: +SKIP
 (30, Causal())
 >>> decoder = found.decoder()  # doctest: +SKIP
@@ -12,6 +12,8 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
+
+from torch import nn
 
 from lg.attention import Pattern
 from lg.models.config import DecoderConfig
@@ -34,14 +36,20 @@ class Pretrained:
     sees: tuple[Pattern, ...]
     weights: Weights
 
+    def fill(self, part: nn.Module, name: str, config: DecoderConfig) -> None:
+        """Gives one part of a decoder its weights, as `lg.models.decoder.Fill`; the others are not read.
+
+        Raises:
+            ValueError: if a tensor has another shape than the part.
+        """
+        load(part, name, config, self.weights)
+
     def decoder(self, attention: str = "auto") -> Decoder:
         """The model as it is, on this thread's default device and in its default type."""
-        decoder = Decoder(self.config, self.sees, attention)
-        load(decoder, "", self.config, self.weights)
-        return decoder
+        return Decoder(self.config, self.sees, attention, fill=self.fill)
 
 
-def open_folder(path: str | Path) -> Pretrained:
+def open_pretrained(path: str | Path) -> Pretrained:
     """Reads what a folder of transformers says of its model; of the weights, only which there are.
 
     Raises:

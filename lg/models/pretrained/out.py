@@ -26,6 +26,7 @@ def save(
     sees: Sequence[Pattern],
     longest: int,
     shard_bytes: int = SHARD_BYTES,
+    files: Sequence[Path] = (),
 ) -> None:
     """Writes a folder from which ``AutoModelForCausalLM.from_pretrained`` makes a model of the same logits.
 
@@ -38,6 +39,7 @@ def save(
         sees: the pattern of each layer: each `Causal`, or a `Window` of one size.
         longest: positions that it is made for.
         shard_bytes: the most that a file holds, unless a single tensor is larger.
+        files: what else goes into the folder, as those of a tokenizer.
 
     Raises:
         ValueError: if the folder exists or cannot be written, or transformers has no such model; with what it lacks.
@@ -59,6 +61,8 @@ def save(
         _write_weights(aside, dict(state(weights, config)), shard_bytes)
         dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
         (aside / "config.json").write_text(json.dumps({**told, "dtype": dtype, "torch_dtype": dtype}, indent=2) + "\n")
+        for file in files:
+            shutil.copyfile(file, aside / file.name)
         aside.rename(out)
     except OSError as error:
         raise ValueError(f"{str(out)!r} cannot be written: {error.strerror or error}") from error

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM
 from lg.attention import Causal, Documents, Pattern, SinkWindow, Window
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
-from lg.models.pretrained import open_folder
+from lg.models.pretrained import open_pretrained
 from lg.models.pretrained.out import save
 from lg.models.rope_scaling import NTK, DynamicNTK, Linear, Llama3, YaRN
 
@@ -73,7 +73,7 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
     decoder = made(config, sees)
     save(tmp_path / "out", decoder.state_dict(), config, sees, longest=64, shard_bytes=20_000)
     assert (tmp_path / "out" / "model.safetensors.index.json").exists()
-    found = open_folder(tmp_path / "out")
+    found = open_pretrained(tmp_path / "out")
     scaling = config.rope_scaling
     if isinstance(scaling, YaRN):
         # The file tells the scale itself.

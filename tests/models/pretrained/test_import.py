@@ -13,7 +13,7 @@ import transformers
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from lg.attention import Causal, Documents, Window
-from lg.models.pretrained import open_folder
+from lg.models.pretrained import open_pretrained
 from lg.models.pretrained.config import FAMILIES
 
 N = 70
@@ -80,7 +80,7 @@ def test_logits_are_those_of_transformers(name: str, folder_of: Callable[[str], 
     tokens = torch.randint(97, (1, N), generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         want = model(tokens).logits
-        got = open_folder(path).decoder("dense").logits(tokens, Documents(N))
+        got = open_pretrained(path).decoder("dense").logits(tokens, Documents(N))
     torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-4 * float(want.abs().max()))
 
 
@@ -90,7 +90,7 @@ def test_every_family_is_tried() -> None:
 
 def test_what_layers_see(folder_of: Callable[[str], tuple[Any, Path]]) -> None:
     def sees(name: str) -> tuple[object, ...]:
-        return open_folder(folder_of(name)[1]).sees
+        return open_pretrained(folder_of(name)[1]).sees
 
     window, full = Window(window=9), Causal()
     assert sees("ministral") == sees("qwen3, windows") == (window, full, full, window)
@@ -104,7 +104,7 @@ def test_several_files(tmp_path: Path) -> None:
     model = made(MODELS["qwen3"])
     model.save_pretrained(tmp_path, max_shard_size="20KB")
     assert len(list(tmp_path.glob("*.safetensors"))) > 2
-    got, want = open_folder(tmp_path).decoder().state_dict(), model.state_dict()
+    got, want = open_pretrained(tmp_path).decoder().state_dict(), model.state_dict()
     torch.testing.assert_close(got["blocks.3.mlp.up_proj.weight"], want["model.layers.3.mlp.up_proj.weight"])
 
 
@@ -135,7 +135,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(
     _, path = folder_of("llama")
     changed(path, **told)
     with pytest.raises(ValueError) as raised:
-        open_folder(path)
+        open_pretrained(path)
     assert said in str(raised.value)
 
 
@@ -145,7 +145,7 @@ def test_layers_that_slide_without_a_window_in_use_are_refused(
     _, path = folder_of("qwen3, windows")
     changed(path, use_sliding_window=False)
     with pytest.raises(ValueError, match="use_sliding_window: False is not allowed; it must be true where layers have"):
-        open_folder(path)
+        open_pretrained(path)
 
 
 def test_tensors_that_do_not_fit_are_all_listed(tmp_path: Path) -> None:
@@ -154,7 +154,7 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path: Path) -> None:
     del kept["model.norm.weight"], kept["model.layers.2.mlp.up_proj.weight"]
     model.save_pretrained(tmp_path, state_dict={**kept, "model.layers.0.self_attn.q_proj.bias": torch.ones(48)})
     with pytest.raises(ValueError) as raised:
-        open_folder(tmp_path)
+        open_pretrained(tmp_path)
     assert str(raised.value) == (
         "model.init_args.pretrained: the tensors do not fit config.json; missing: model.layers.2.mlp.up_proj.weight, "
         "model.norm.weight; not expected: model.layers.0.self_attn.q_proj.bias"
@@ -165,29 +165,29 @@ def test_another_shape_is_told(folder_of: Callable[[str], tuple[Any, Path]]) -> 
     _, path = folder_of("llama")
     changed(path, vocab_size=98)
     with pytest.raises(ValueError, match=r"embed_tokens.weight is \[97, 48\], where config.json tells of \[98, 48"):
-        open_folder(path).decoder()
+        open_pretrained(path).decoder()
 
 
 def test_a_folder_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"has no config.json; a folder of transformers is needed"):
-        open_folder(tmp_path)
+        open_pretrained(tmp_path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match="is no JSON"):
-        open_folder(tmp_path)
+        open_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps(made(MODELS["llama"]).config.to_dict()))
     with pytest.raises(ValueError, match=r"has no model.safetensors; safetensors are needed"):
-        open_folder(tmp_path)
+        open_pretrained(tmp_path)
     (tmp_path / "model.safetensors").write_bytes(b"\x10")
     with pytest.raises(ValueError, match="is damaged"):
-        open_folder(tmp_path)
+        open_pretrained(tmp_path)
 
 
 def test_versions_before_5_are_read_alike(folder_of: Callable[[str], tuple[Any, Path]]) -> None:
     _, path = folder_of("llama, llama3")
-    new = open_folder(path).config
+    new = open_pretrained(path).config
     told = json.loads((path / "config.json").read_text())
     rope = told.pop("rope_parameters")
     told |= {"rope_theta": rope.pop("rope_theta"), "rope_scaling": rope}
     (path / "config.json").write_text(json.dumps(told))
-    assert open_folder(path).config == new
+    assert open_pretrained(path).config == new
     assert int(transformers.__version__.split(".")[0]) >= 4
