@@ -164,8 +164,7 @@ def _of_configuration(own: Mapping[str, str], rest: list[str]) -> tuple[str, lis
     rows = of_model(patterns, heads, width, dtypes, device, _packings(data), names)
     if not rows:
         raise ValueError("model.init_args.schedule: no layer of it has a pattern, so there is nothing to check")
-    preset = model.config["preset"]
-    return f"{preset}: {written(model.schedule)}", rows
+    return f"{model.name}: {written(model.schedule)}", rows
 
 
 def _packings(data: Mapping[str, Any]) -> tuple[bool, ...]:

@@ -51,7 +51,7 @@ def run(args: list[str]) -> None:
     assumed = "" if prefix is None else f", the prefix {prefix:g} of the document"
     with _one_thread():
         asked = {length: _gain(model, length, prefix) for length in lengths}
-        print(table(list(asked.values()), f"{_name(model)}: {written(model.schedule)}", assumed))
+        print(table(list(asked.values()), f"{model.name}: {written(model.schedule)}", assumed))
         if figures:
             text = json.dumps([_plain(gain) for gain in asked.values()], indent=2)
             _save(figures, f"{text}\n".encode(), "json")
@@ -59,7 +59,7 @@ def run(args: list[str]) -> None:
             between = {length: _gain(model, length, prefix) for length in _between(lengths) if length not in asked}
             drawn = {**asked, **between}
             image = io.BytesIO()
-            title = f"{_name(model)}, {written(model.schedule)}, beside full attention{assumed}"
+            title = f"{model.name}, {written(model.schedule)}, beside full attention{assumed}"
             curve([drawn[length] for length in sorted(drawn)], title).save(image, "PNG")
             _save(png, image.getvalue(), "out")
 
@@ -114,11 +114,6 @@ def _between(lengths: Sequence[int]) -> list[int]:
     least = least if least < most else max(most // 16, 1)
     powers = [2**n for n in range(least.bit_length() - 1, most.bit_length()) if least <= 2**n <= most]
     return powers if len({*powers, *lengths}) > 1 else [2 * most]
-
-
-def _name(model: HybridLM) -> str:
-    changed = ", ".join(f"{field} {value}" for field, value in model.config["decoder"].items())
-    return f"{model.config['preset']} with {changed}" if changed else str(model.config["preset"])
 
 
 @contextmanager

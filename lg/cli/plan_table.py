@@ -42,7 +42,7 @@ def _head(model: HybridLM, planned: Planned, name: str) -> list[str]:
     strategy = f"HybridStrategy, {how.context} sharing a sequence" if how.sharded else "no sharding"
     step = f", {how.num_batches} batches a step" if how.num_batches > 1 else ""
     lines = [
-        f"{model.config['preset']}: {written(model.schedule)}",
+        f"{model.name}: {written(model.schedule)}",
         f"{config.num_layers} layers, width {config.width}, {num_parameters(config) / 1e9:.3g} billion weights; "
         f"{how.num_devices} x {name}, {how.precision_name}, {strategy}",
         f"{planned.rows} x {planned.row_length:,} tokens a batch, {planned.num_tokens:,} on a device{step}; "

@@ -10,6 +10,7 @@ import logging
 import math
 import os
 from collections.abc import Collection, Mapping
+from pathlib import Path
 from typing import Any, TypedDict
 
 import lightning.pytorch as pl
@@ -86,6 +87,7 @@ class HybridLM(pl.LightningModule):
         compile: compile each block's halves with ``torch.compile``.
 
     Attributes:
+        name: what the decoder's shape is called, and what was changed of it.
         memory: what is kept; where "auto" is asked for, all until `setup`.
         gradient_factor: what the last step's gradients were multiplied by in `on_before_optimizer_step`, for callbacks,
             whose hook of that name runs before.
@@ -134,6 +136,9 @@ class HybridLM(pl.LightningModule):
         changes = {**(decoder or {}), **({} if rope_scaling is None else {"rope_scaling": rope_scaling})}
         begun = preset_config(preset or "tiny") if self.pretrained is None else self.pretrained.config
         self.decoder_config = changed(begun, changes)
+        called = (preset or "tiny") if pretrained is None else Path(pretrained).name
+        told = ", ".join(f"{field} {value}" for field, value in changes.items())
+        self.name = f"{called} with {told}" if told else called
         self.patterns: Mapping[str, Pattern | MixerSpec] = patterns
         self._check_patterns()
         self.config = plain(

@@ -18,7 +18,8 @@ from torch import nn
 from lg.attention import Pattern
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
-from lg.models.pretrained.config import read
+from lg.models.pretrained.config import Read, read
+from lg.models.pretrained.gguf import Gguf
 from lg.models.pretrained.weights import Folder, Weights, check, load
 
 
@@ -50,22 +51,28 @@ class Pretrained:
 
 
 def open_pretrained(path: str | Path) -> Pretrained:
-    """Reads what a folder of transformers says of its model; of the weights, only which there are.
+    """Reads what a folder of transformers, or a GGUF file, says of its model; of the weights, only which there are.
 
     Raises:
         ValueError: naming what is missing, damaged, or cannot be honoured.
     """
     folder = Path(path)
+    if folder.is_file() or folder.suffix == ".gguf":
+        gguf = Gguf(folder)
+        return _held(read(gguf.told), gguf)
     file = folder / "config.json"
     if not file.is_file():
         raise ValueError(
-            f"model.init_args.pretrained: {str(path)!r} has no config.json; a folder of transformers is needed"
+            f"model.init_args.pretrained: {str(path)!r} has no config.json; a folder of transformers is needed, or "
+            "a GGUF file"
         )
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"model.init_args.pretrained: {str(file)!r} is no JSON: {error}") from error
-    found = read(told)
-    weights = Folder(folder)
+    return _held(read(told), Folder(folder))
+
+
+def _held(found: Read, weights: Weights) -> Pretrained:
     check(found.config, weights)
     return Pretrained(found.config, found.sees, weights)
