@@ -1,4 +1,5 @@
 # Two commands on a fresh machine: `make fit` trains the flagship, `make test` runs the test suite.
+# `make slow` runs the tests that are left out there, for they wait: ranks that die or hang, signals, two commands at once.
 # `make docs` builds the documentation into site/; a warning is an error.
 # `make kernels` compiles every variant of the GPU kernels, without a GPU: most of an hour on two cores.
 #
@@ -17,13 +18,16 @@ JOBS   ?= auto
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 
-.PHONY: fit test check kernels docs clean
+.PHONY: fit test slow check kernels docs clean
 
 fit: $(VENV)/.lg
 	$(BIN)/lg fit --config $(CONFIG)
 
 test: $(VENV)/.lg-dev
-	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal
+	$(BIN)/python -m pytest -n $(JOBS) --dist worksteal -m 'not slow'
+
+slow: $(VENV)/.lg-dev
+	$(BIN)/python -m pytest -m slow
 
 check: $(VENV)/.lg-dev
 	$(BIN)/ruff check .
