@@ -17,7 +17,7 @@ MAY_IMPORT = {
     "models": {"models", "attention"},
     "data": {"data", "folder"},
     "parallel": {"parallel", "attention"},
-    "inference": {"inference", "attention"},
+    "inference": {"inference", "attention", "models"},
     "evaluation": {"evaluation", "inference", "attention", "models", "data"},
     "monitor": ALL,
     "testing": ALL | {"testing"},
@@ -43,7 +43,7 @@ ONLY_IN = {
     ],
     "triton": ["attention/impl/triton"],
     "flash_attn": ["attention/impl/flash.py"],
-    "transformers": ["models/in_transformers.py"],
+    "transformers": ["models/in_transformers.py", "models/pretrained/modeling_lg.py"],
     "torch.distributed": ["parallel", "monitor", "testing"],
     "PIL": ["attention/picture.py", "cli/curve.py", "cli/bench_plot.py", "monitor"],
 }

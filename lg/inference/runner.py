@@ -1,0 +1,149 @@
+"""A decoder that reads tokens of several sequences at a time and remembers what it must.
+
+>>> import torch
+>>> from lg.attention import Causal, SinkWindow
+>>> from lg.models.decoder import Decoder
+>>> from lg.models.presets import preset
+>>> decoder = Decoder(preset("tiny"), [SinkWindow(window=64)] * 3 + [Causal()] * 3).eval()
+>>> runner = Runner(decoder, max_length=1000)
+>>> slot = runner.open(length=1000)
+>>> prompt = torch.randint(256, (300,))
+>>> runner.read(prompt, [(slot, 300)]).shape
+torch.Size([1, 256])
+>>> runner.read(torch.tensor([65]), [(slot, 1)]).shape
+torch.Size([1, 256])
+
+Shapes: N tokens of a step, S sequences, V vocabulary, W model width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+from torch import Tensor
+
+from lg.attention import Pattern
+from lg.inference.ahead import read_together
+from lg.inference.cache import Cache
+from lg.inference.formats import Format, Plain
+from lg.inference.paged import PagedAttention
+from lg.inference.state import Piece, State, Step
+from lg.models.block import Attention, Block
+from lg.models.decoder import Decoder
+from lg.models.rope import rotary_angles
+
+
+class Runner:
+    """Reads tokens and gives the logits of what comes next, with a cache of pages.
+
+    Args:
+        decoder: the model, in eval mode.
+        max_length: the most tokens that a sequence may grow to.
+        num_slots: the most sequences that are open at once.
+        capacity: room for so many tokens in all sequences; by default for all slots at full length.
+        formats: what keys and values are kept as; by default as the decoder computes them.
+        rotated: whether keys are kept rotated. If not, they are rotated when they are read, by the sequence's length at
+            that time: for a scaling of positions that changes with it.
+        impl: what `attend` is asked for where many tokens are read at once.
+
+    Raises:
+        ValueError: if a layer sees what cannot be known while a text is being written.
+    """
+
+    def __init__(
+        self,
+        decoder: Decoder,
+        max_length: int,
+        num_slots: int = 1,
+        capacity: int | None = None,
+        formats: tuple[Format, Format] | None = None,
+        rotated: bool = True,
+        impl: str = "auto",
+    ) -> None:
+        self.decoder = decoder
+        config = decoder.config
+        weight = decoder.embedding.weight
+        formats = formats or (Plain(weight.dtype), Plain(weight.dtype))
+        patterns = []
+        for layer, block in enumerate(decoder.blocks):
+            mixer = block.mixer
+            if not isinstance(mixer, Attention):
+                raise ValueError(
+                    f"layer {layer}: {type(mixer).__name__} keeps no state, so it cannot write; Attention is allowed"
+                )
+            if "length" in mixer.pattern.attributes:
+                raise ValueError(
+                    f"layer {layer}: {mixer.pattern} asks for doc.length, which is not known while a text is written"
+                )
+            patterns.append(mixer.pattern)
+        self.cache = Cache(
+            patterns, config.num_kv_heads, config.head_width, max_length, num_slots, capacity, formats, weight.device
+        )
+        of_pattern = {kind.pattern: kind for kind in self.cache.kinds}
+        self.states: list[State] = [
+            PagedAttention(self.cache, layer, of_pattern[pattern], rotated, impl)
+            for layer, pattern in enumerate(patterns)
+        ]
+
+    def open(self, length: int, doc: Mapping[str, int] | None = None) -> int | None:
+        """A slot for a sequence that may grow to ``length`` tokens; None while there is no room for it.
+
+        Args:
+            length: tokens, at most ``max_length``.
+            doc: attributes of the document that patterns ask for, as "prefix".
+
+        Raises:
+            ValueError: if a pattern asks for an attribute that is not told.
+        """
+        asked = {name for kind in self.cache.kinds for name in kind.pattern.attributes}
+        if missing := asked - set(doc or {}):
+            raise ValueError(f"a pattern asks for doc.{min(missing)}, which must be told of each sequence")
+        return self.cache.open(length, {name: value for name, value in (doc or {}).items() if name in asked})
+
+    def least(self, length: int, doc: Mapping[str, int] | None = None) -> tuple[int, Pattern]:
+        """How many tokens of a sequence must be read at once, since they see forward, and the pattern that asks it."""
+        heads = self.decoder.config.num_kv_heads
+        return max(
+            ((read_together(kind.pattern, heads, length, doc or {}), kind.pattern) for kind in self.cache.kinds),
+            key=lambda found: found[0],
+        )
+
+    @torch.no_grad()
+    def read(self, tokens: Tensor, counts: Sequence[tuple[int, int]]) -> Tensor:
+        """Reads the next tokens of some sequences, and keeps what later ones may see.
+
+        Args:
+            tokens: int64 [N]: of all sequences, laid end to end.
+            counts: slots, and how many tokens each gets.
+
+        Returns:
+            Logits [S, V] of the token after each sequence's last.
+        """
+        pieces = self.cache.begin(counts)
+        last = torch.tensor([count for _, count in counts], device=tokens.device).cumsum(0) - 1
+        out: Tensor = self.decoder.head(self._hidden(tokens, pieces)[last])
+        self.cache.end(pieces)
+        return out
+
+    def _hidden(self, tokens: Tensor, pieces: Sequence[Piece]) -> Tensor:
+        """Final hidden states [N, W]."""
+        assert len(tokens) == sum(piece.count for piece in pieces)
+        step = Step(pieces, self._angles)
+        own = [
+            self._angles(torch.arange(one.first, one.first + one.count, device=tokens.device), one.first + one.count)
+            for one in pieces
+        ]
+        cos, sin = (torch.cat(x) for x in zip(*own, strict=True))
+        still = torch.ones_like(cos), torch.zeros_like(sin)
+        x = self.decoder.embedding(tokens)
+        for block, state in zip(cast("Sequence[Block]", self.decoder.blocks), self.states, strict=True):
+            angles = (cos, sin) if block.mixer.rotates and state.rotated else still
+            x = block.post(x, state.mix(block.pre(x, *angles), step))
+        hidden: Tensor = self.decoder.norm(x)
+        return hidden
+
+    def _angles(self, positions: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        config = self.decoder.config
+        return rotary_angles(positions, config.head_width, config.rope_theta, config.rope_scaling, length)
