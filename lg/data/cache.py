@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
+import numpy as np
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
@@ -20,6 +21,7 @@ from lg.folder import cache_folder
 
 _VERSION = 1  # of what a folder holds, and of how lg's own tokenizers read text
 _ARRAYS = ("tokens", "starts", "num_bytes", "places")
+_COUNTED = "counted"  # an array of sources only some of whose tokens are targets
 _PART, _LOCK = ".part", ".lock"  # beside the entry
 _SOON = 2  # seconds before progress is shown
 
@@ -95,18 +97,27 @@ def _build(entry: Path, origin: Origin, source: Source, tokenizer: Tokenizer, pr
     began = time.monotonic()
     num_tokens = num_documents = num_bytes = 0
     with (
-        Draft(entry.with_suffix(_PART), _ARRAYS) as draft,
+        Draft(entry.with_suffix(_PART), (*_ARRAYS, _COUNTED) if source.partial else _ARRAYS) as draft,
         closing(tokenised(_documents(source), tokenizer, processes)) as pieces,
         _Bar(desc="tokenising", unit="B", unit_scale=True, delay=_SOON, disable=None) as bar,
     ):
         nothing = Corpus.of([], tokenizer)
         for name in _ARRAYS:
             draft.append(name, getattr(nothing, name))  # the types, and the first start
+        if source.partial:
+            draft.append(_COUNTED, np.zeros(0, np.uint8))
         for piece in pieces:
             draft.append("tokens", piece.tokens)
             draft.append("starts", piece.starts[1:] + num_tokens)
             draft.append("num_bytes", piece.num_bytes)
             draft.append("places", piece.places)
+            if source.partial:
+                draft.append(_COUNTED, np.ones(len(piece.tokens), np.uint8) if piece.counted is None else piece.counted)
+            elif piece.counted is not None:
+                raise ValueError(
+                    f"data.init_args.source: {type(source).__name__} has documents with targets of their own; its "
+                    "property `partial` must be true"
+                )
             num_tokens += len(piece.tokens)
             num_documents += len(piece)
             num_bytes += int(piece.num_bytes.sum())

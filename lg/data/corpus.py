@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lg.data.marked import Marked
 from lg.data.source import Document
 from lg.data.store import Damaged, opened
 from lg.data.tokenizer import Ids, Tokenizer
@@ -30,6 +31,7 @@ class Corpus:
         num_bytes: bytes of text of each document, the end counted as one: int64 [D].
         places: the ``place`` of each document's name: float64 [D].
         folder: where the arrays are mapped from; None if they are in memory.
+        counted: which tokens are targets, 1 or 0: uint8 [N]; None if all are.
     """
 
     tokens: Ids
@@ -37,10 +39,11 @@ class Corpus:
     num_bytes: npt.NDArray[np.int64]
     places: npt.NDArray[np.float64]
     folder: Path | None = None
+    counted: npt.NDArray[np.uint8] | None = None
 
     @classmethod
     def of(cls, documents: Iterable[Document], tokenizer: Tokenizer) -> "Corpus":
-        """Tokenise documents in memory, each as a whole.
+        """Tokenise documents in memory, each as a whole. The end of one with targets of its own is none of them.
 
         Raises:
             ValueError: the tokenizer gives what is no id of its own vocabulary.
@@ -48,17 +51,29 @@ class Corpus:
         dtype = id_type(tokenizer)
         end = _checked(np.array([tokenizer.end]), tokenizer, "the end of a document").astype(dtype)
         pieces, lengths, num_bytes, places = [np.zeros(0, dtype)], [0], [], []
-        for document in documents:
-            ids = _checked(tokenizer.encode(document.text), tokenizer, f"document {document.name!r}")
+        targets: dict[int, npt.NDArray[np.uint8]] = {}
+        for number, document in enumerate(documents):
+            given: Any
+            if isinstance(document, Marked):
+                given, targets[number] = document.encoded(tokenizer)
+            else:
+                given = tokenizer.encode(document.text)
+            ids = _checked(given, tokenizer, f"document {document.name!r}")
             pieces += [ids.astype(dtype, copy=False), end]
             lengths.append(len(ids) + 1)
             num_bytes.append(len(document.text) + 1)
             places.append(place(document.name))
+        starts = np.cumsum(lengths, dtype=np.int64)
+        counted = np.ones(starts[-1], np.uint8) if targets else None
+        for number, of_document in targets.items():
+            assert counted is not None
+            counted[starts[number] : starts[number + 1]] = np.append(of_document, np.uint8(0))
         return cls(
             tokens=np.concatenate(pieces),
-            starts=np.cumsum(lengths, dtype=np.int64),
+            starts=starts,
             num_bytes=np.array(num_bytes, np.int64),
             places=np.array(places, np.float64),
+            counted=counted,
         )
 
     @classmethod
@@ -70,7 +85,8 @@ class Corpus:
         """
         arrays = opened(folder)
         types = {name: arrays[name].dtype.str for name in sorted(arrays)}
-        if types != {"num_bytes": "<i8", "places": "<f8", "starts": "<i8", "tokens": types.get("tokens")}:
+        allowed = {"num_bytes": "<i8", "places": "<f8", "starts": "<i8", "tokens": types.get("tokens")}
+        if types not in (allowed, {**allowed, "counted": "|u1"}):
             raise Damaged(f"{folder} holds the arrays {types}, which are not those of a corpus")
         return cls(**arrays, folder=folder)
 
@@ -85,7 +101,7 @@ class Corpus:
     def __reduce__(self) -> tuple[Callable[..., "Corpus"], tuple[Any, ...]]:
         if self.folder is not None:
             return Corpus.mapped, (self.folder,)
-        return Corpus, (self.tokens, self.starts, self.num_bytes, self.places)
+        return Corpus, (self.tokens, self.starts, self.num_bytes, self.places, None, self.counted)
 
 
 def id_type(tokenizer: Tokenizer) -> np.dtype[Any]:

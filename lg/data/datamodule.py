@@ -15,10 +15,12 @@ from lg.data.files import Stdlib
 from lg.data.loader import Feed, Loader, Recipes, RowBatches
 from lg.data.mixture import Upsample, rates
 from lg.data.packed import PackedRows
+from lg.data.packing import KEY as PACKING_KEY
 from lg.data.packing import Cut, Packing
+from lg.data.positions import Drawing, Positions, Sentences
 from lg.data.rows import Batch, RowShape
 from lg.data.shards import data_axis, of_every_rank
-from lg.data.source import Source
+from lg.data.source import Part, Source
 from lg.data.stream import Stream, held_out_documents
 from lg.data.tokenizer import Bytes, Tokenizer
 
@@ -43,7 +45,8 @@ class TextData(LightningDataModule):
         held_out: about this share of the documents (of their number, not of their bytes) is kept for validation.
         held_out_rows: at most so many rows are made of them; ``null`` for all, and 64 for a stream.
         document_mask: whether attention and targets stop at the end of a document; if not, a row is one document.
-        packing: how documents are laid into rows; ``null`` is ``Cut``.
+        packing: how documents are laid into rows; ``null`` is ``Cut``. A ``Mixture`` may say for each of its sources
+            another one.
         align: every document begins at a multiple of it; ``schedule`` takes the largest block that a pattern of the
             model counts in, since stripes off that grid make partial tiles of full ones.
         upsample: gives long documents a larger share of each source; ``null`` leaves it as it is.
@@ -55,6 +58,8 @@ class TextData(LightningDataModule):
         cache: the folder of tokenised documents; ``null`` is ``$LG_CACHE``, or ``lg`` in the user's cache folder.
         processes: that tokenise; ``null`` for as many as there are cores.
         block: documents of a stream that are shuffled and packed together.
+        positions: what rows to train on read their rotary positions as; ``null`` for places in the documents, as
+            held-out rows always do.
 
     Raises:
         ValueError: a number is out of its range.
@@ -79,6 +84,7 @@ class TextData(LightningDataModule):
         cache: str | None = None,
         processes: int | None = None,
         block: int = 256,
+        positions: Positions | None = None,
     ) -> None:
         super().__init__()
         least = {"row_length": 1, "batch_size": 1, "held_out_rows": 1, "num_workers": 0, "seed": 0, "processes": 1}
@@ -115,6 +121,8 @@ class TextData(LightningDataModule):
         self.cache = cache
         self.processes = processes
         self.block = block
+        self.positions = positions
+        self.num_positions = row_length if positions is None else positions.num_positions(row_length)
         self._feed: Feed | None = None
         self._val_rows: PackedRows | None = None
         self._train: Loader | None = None
@@ -173,11 +181,24 @@ class TextData(LightningDataModule):
         for part in parts:
             with part.placed():
                 corpora.append(cached(part.source, self.tokenizer, self.cache, self.processes))
-        train, held = split([corpus.places for corpus in corpora], self.held_out)
+        packings = [part.packing or self.packing for part in parts]
+        kept = [
+            self._kept(corpus, packing, part, align)
+            for corpus, packing, part in zip(corpora, packings, parts, strict=True)
+        ]
+        train, held = split(
+            [corpus.places for corpus in corpora], self.held_out, [np.flatnonzero(each) for each in kept]
+        )
         lengths = [corpus.lengths[documents] for corpus, documents in zip(corpora, train, strict=True)]
-        selection = Selection(corpora, train, rates(lengths, parts, self.upsample))
-        feed = Epochs(selection, shape, self.packing, align, step, self.seed, self.num_workers)
-        val_rows = self._held_out_rows(corpora, held, shape, align)
+        rates_of_parts = rates(
+            lengths, parts, self.upsample, [each[documents] for each, documents in zip(kept, train, strict=True)]
+        )
+        packing = packings if any(part.packing for part in parts) else self.packing
+        feed = Epochs(
+            Selection(corpora, train, rates_of_parts), shape, packing, align, step, self.seed, self.num_workers,
+            self._drawing(),
+        )  # fmt: skip
+        val_rows = self._held_out_rows(corpora, held, shape, packing, align)
         rows = feed.rows(0)
         if len(rows) < step.batch_size * step.num_shards:
             raise ValueError(
@@ -199,20 +220,57 @@ class TextData(LightningDataModule):
                 "data.init_args.upsample: a stream's lengths are not known before it is read; null is needed, or a "
                 "source that is not streamed"
             )
+        if self.packing.selects:
+            raise ValueError(
+                f"data.init_args.packing: {self.packing} is not allowed for a stream, for it leaves out documents by "
+                "their lengths, which are not known before they are read; Cut or BestFit is needed, or a source that "
+                "is not streamed"
+            )
         most = self.held_out_rows or 64
         documents = held_out_documents(self.source, self.tokenizer, self.held_out, most * self.row_length)
         corpus = Corpus.of(documents, self.tokenizer)
-        self._val_rows = self._held_out_rows([corpus], [np.arange(len(documents))], shape, align, most)
+        self._val_rows = self._held_out_rows([corpus], [np.arange(len(documents))], shape, self.packing, align, most)
         self._feed = Stream(
             self.source, self.tokenizer, self.held_out, shape, self.packing, align, step, self.seed,
-            self.num_workers, self.block,
+            self.num_workers, self.block, self._drawing(),
         )  # fmt: skip
+
+    def _drawing(self) -> Drawing | None:
+        return None if self.positions is None else Drawing(self.positions, Sentences(self.tokenizer))
+
+    def _kept(self, corpus: Corpus, packing: Packing, part: Part, align: int) -> npt.NDArray[np.int64]:
+        """Tokens of each document of a part that its packing keeps, and what it leaves out told.
+
+        Raises:
+            ValueError: it keeps nothing.
+        """
+        key = part.packing_key if part.packing else PACKING_KEY
+        try:
+            packing.check(self.row_length, align)
+        except ValueError as error:
+            raise ValueError(str(error).replace(PACKING_KEY, key)) from error
+        lengths = corpus.lengths
+        kept = packing.kept(lengths, self.row_length)
+        if not packing.selects or not len(corpus):
+            return kept
+        longest, out, lost = int(lengths.max()), int((kept == 0).sum()), 1 - kept.sum() / lengths.sum()
+        if out == len(corpus):
+            raise ValueError(
+                f"{key}: {packing} is not allowed; it leaves out every document of {part.key}, of which there are "
+                f"{len(corpus)}, the longest of {longest} tokens"
+            )
+        _log.info(
+            "%s: %s leaves out %d of %d documents, and %.1f%% of the tokens", part.key, packing, out, len(corpus),
+            100 * lost,
+        )  # fmt: skip
+        return kept
 
     def _held_out_rows(
         self,
         corpora: Sequence[Corpus],
         documents: Sequence[npt.NDArray[np.int64]],
         shape: RowShape,
+        packing: Packing | Sequence[Packing],
         align: int,
         most: int | None = None,
     ) -> PackedRows:
@@ -220,7 +278,7 @@ class TextData(LightningDataModule):
         corpus = np.repeat(np.arange(len(documents)), [len(numbers) for numbers in documents])
         all_D2 = np.stack([corpus, np.concatenate(documents)], axis=1)
         drawn = np.random.default_rng(0).permutation(len(all_D2))
-        return PackedRows(corpora, all_D2[drawn], shape, self.packing, align, 0, most or self.held_out_rows)
+        return PackedRows(corpora, all_D2[drawn], shape, packing, align, 0, most or self.held_out_rows)
 
     def _aligned(self) -> int:
         """The grid of document starts, as a number.
@@ -315,7 +373,9 @@ class TextData(LightningDataModule):
 
 
 def split(
-    places: Sequence[npt.NDArray[np.float64]], held_out: float
+    places: Sequence[npt.NDArray[np.float64]],
+    held_out: float,
+    among: Sequence[npt.NDArray[np.int64]] | None = None,
 ) -> tuple[list[npt.NDArray[np.int64]], list[npt.NDArray[np.int64]]]:
     """The numbers of the documents of each corpus to train on, and of those held out; at least one on each side in all.
 
@@ -323,11 +383,13 @@ def split(
         places: of each corpus, the place in [0, 1) of each document, which hangs on its name only, so that it keeps its
             side when others are added.
         held_out: documents below this place are held out.
+        among: the numbers of the documents of each corpus that there are to split; None for all.
 
     Raises:
         ValueError: there are fewer than two documents.
     """
-    together = np.concatenate(places)
+    among = [np.arange(len(of_corpus)) for of_corpus in places] if among is None else among
+    together = np.concatenate([of_corpus[numbers] for of_corpus, numbers in zip(places, among, strict=True)])
     if len(together) < 2:
         raise ValueError(
             f"data.init_args.source: {len(together)} documents are not enough; at least 2 are needed, one to train on "
@@ -343,5 +405,8 @@ def split(
         held = together == together.min()
     if held.all():
         held = together != together.max()
-    sides = np.split(held, np.cumsum([len(corpus) for corpus in places])[:-1])
-    return [np.flatnonzero(~side) for side in sides], [np.flatnonzero(side) for side in sides]
+    sides = np.split(held, np.cumsum([len(numbers) for numbers in among])[:-1])
+    return (
+        [numbers[~side] for numbers, side in zip(among, sides, strict=True)],
+        [numbers[side] for numbers, side in zip(among, sides, strict=True)],
+    )

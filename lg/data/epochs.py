@@ -15,6 +15,7 @@ from lg.data.mixture import appearances
 from lg.data.order import micro_batches
 from lg.data.packed import PackedRows
 from lg.data.packing import Packing
+from lg.data.positions import Drawing
 from lg.data.rows import Batch, RowShape
 
 _MOST_EMPTY = 1000  # epochs that may be too small for a batch, one after another
@@ -80,22 +81,24 @@ class Epochs(Feed):
     Args:
         selection: the documents.
         shape: of the rows.
-        packing: how they are laid into rows.
+        packing: how they are laid into rows; that of each corpus, if there are several.
         align: what their places are multiples of.
         step: how rows make up steps.
         seed: of every draw, with the epoch's number.
         num_workers: processes that make batches.
+        drawing: positions that rows get, if they are not places.
     """
 
     def __init__(
         self,
         selection: Selection,
         shape: RowShape,
-        packing: Packing,
+        packing: Packing | Sequence[Packing],
         align: int,
         step: StepShape,
         seed: int,
         num_workers: int,
+        drawing: Drawing | None = None,
     ) -> None:
         self.selection = selection
         self.shape = shape
@@ -104,6 +107,7 @@ class Epochs(Feed):
         self.step = step
         self.seed = seed
         self.num_workers = num_workers
+        self.drawing = drawing
         self._rows: tuple[int, PackedRows] | None = None
 
     def rows(self, epoch: int) -> PackedRows:
@@ -129,6 +133,8 @@ class Epochs(Feed):
         own = groups[done:, self.step.shard]
         batches = RowBatches(rows.reader, Recipes(rows, own), self.num_workers)
         for number, batch in enumerate(batches, start=1):
+            if self.drawing is not None:
+                batch = self.drawing.onto(batch, [(self.seed, state["epoch"], 2, int(row)) for row in own[number - 1]])
             yield batch, {**state, "rows": state["rows"] + number * self._rows_at_once}
 
     def num_batches(self) -> int:

@@ -10,7 +10,7 @@ from urllib.parse import urlsplit
 from urllib.request import getproxies
 
 from lg.data.source import fingerprint_of
-from lg.data.tables import KEYS, Table, batches, check_column, text_of, told, told_as
+from lg.data.tables import KEYS, Check, Table, batches, told, told_as
 
 # Formats that `datasets` reads: without files to read it would take those of the working directory.
 _FORMATS = ("arrow", "csv", "json", "pandas", "parquet", "text", "webdataset", "xml")
@@ -51,11 +51,11 @@ class HuggingFace(Table):
         own = repr(self) if self.streaming else self._loaded()._fingerprint
         return fingerprint_of(value.encode(errors="replace") for value in (own, self.column))
 
-    def _rows(self, start: int) -> Iterator[tuple[int, str]]:
+    def _cells(self, start: int, check: Check) -> Iterator[tuple[int, object, str]]:
         dataset = self._loaded()
         # A stream's columns may be known from its rows only.
         if dataset.features is not None:
-            check_column(self.column, dataset.features, self.path)
+            check(self.column, dataset.features, self.path)
         if self.streaming:
             rest = dataset.skip(start)
         elif start < len(dataset):
@@ -63,12 +63,13 @@ class HuggingFace(Table):
         else:
             return
         number = start
-        for texts in told(batches(rest, self.column), self._what()):
-            for text in texts:
-                yield number, text_of(text, self.column, f"{self._what()}, row {number}")
+        for values in told(batches(rest, self.column), self.what()):
+            for value in values:
+                yield number, value, f"{self.what()}, row {number}"
                 number += 1
 
-    def _what(self) -> str:
+    def what(self) -> str:
+        """What names the dataset."""
         return f"{KEYS}.path: {self.path!r} (split {self.split!r}, name {self.name!r}, data_files {self.data_files!r})"
 
     def _loaded(self) -> Any:
@@ -90,7 +91,7 @@ class HuggingFace(Table):
         if is_remote:
             self._check_hub(datasets.config.HF_ENDPOINT, datasets.config.HF_HUB_OFFLINE)
         # Fetching takes long: its progress is shown.
-        with told_as(self._what(), "cannot be loaded"), nullcontext() if is_remote else _local():
+        with told_as(self.what(), "cannot be loaded"), nullcontext() if is_remote else _local():
             # What `save_to_disk` wrote: one split, or a folder for each.
             for folder in (path, os.path.join(path, self.split)):
                 if os.path.isfile(os.path.join(folder, "state.json")):

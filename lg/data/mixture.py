@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from lg.data.packing import Packing
 from lg.data.source import KEY, Document, Part, Source, fingerprint_of
 
 _KEYS = f"{KEY}.init_args"
@@ -33,14 +34,19 @@ class Mixture(Source):
     Args:
         sources: by name.
         shares: of the tokens, for each name a number above 0; only their ratios count. ``null``: each
-            source has as many tokens as it has, so that an epoch is every document once.
+            source has as many tokens as it has, so that an epoch is every document once. Of a source whose packing
+            leaves some out, the tokens that it keeps count.
+        packings: by name, how a source's documents are laid into rows, apart from those of other packings; sources
+            that are not named, and all by default, have the packing of the data.
 
     Raises:
-        ValueError: no source, a share that is missing, of no source, or not above 0, or none for streams.
+        ValueError: no source, a share that is missing, of no source, or not above 0, or none for streams; a packing of
+            no source, or of a stream.
     """
 
     sources: dict[str, Source]
     shares: dict[str, float] | None = None
+    packings: dict[str, Packing] | None = None
 
     def __post_init__(self) -> None:
         if not self.sources:
@@ -61,6 +67,12 @@ class Mixture(Source):
                     f"{_KEYS}.sources.{name}.init_args.shares: {inside} cannot stand where {_KEYS}.shares {here}; "
                     "of mixtures in one another all have shares or none"
                 )
+        self._check_packings(self.packings or {})
+        if self.streamed and (partial := [name for name, source in self.sources.items() if source.partial]):
+            raise ValueError(
+                f"{_KEYS}.sources.{partial[0]}: it has targets of its own choice, which is not allowed where another "
+                "source is streamed; sources that are read into the cache are needed"
+            )
         names = [part.name for part in self.parts()]
         if twice := sorted({name for name in names if names.count(name) > 1}):
             raise ValueError(f"{_KEYS}.sources: {twice[0]!r} is the name of two sources; each needs its own")
@@ -69,6 +81,11 @@ class Mixture(Source):
     def streamed(self) -> bool:
         """Whether any of its sources is."""
         return any(source.streamed for source in self.sources.values())
+
+    @property
+    def partial(self) -> bool:
+        """Whether any of its sources is."""
+        return any(source.partial for source in self.sources.values())
 
     def documents(self, start: int = 0) -> Iterator[Document]:
         """Every document of every source once, one source after another, each named after its source."""
@@ -96,8 +113,8 @@ class Mixture(Source):
         for name, source in self.sources.items():
             share = self.shares[name] / total if self.shares else None
             key = f"{_KEYS}.sources.{name}"
-            inner = source.parts()
-            for part in inner:
+            packing = (self.packings or {}).get(name)
+            for part in source.parts():
                 own = part.share if part.share is not None else 1.0
                 parts.append(
                     Part(
@@ -105,9 +122,23 @@ class Mixture(Source):
                         part.source,
                         None if share is None else share * own,
                         key + part.key.removeprefix(KEY),
+                        part.packing or packing,
+                        key + part.packing_key.removeprefix(KEY) if part.packing else f"{_KEYS}.packings.{name}",
                     )
                 )
         return tuple(parts)
+
+    def _check_packings(self, packings: dict[str, Packing]) -> None:
+        key = f"{_KEYS}.packings"
+        for name in packings:
+            if name not in self.sources:
+                raise ValueError(f"{key}.{name}: not a source of the mixture; they are {', '.join(self.sources)}")
+        apart = [part.packing_key for part in self.parts() if part.packing]
+        if apart and self.streamed:
+            raise ValueError(
+                f"{apart[0]}: a packing of its own is not allowed where a source is streamed, for documents are "
+                "packed together as they come; null is needed"
+            )
 
     def _check_shares(self, shares: dict[str, float]) -> None:
         key = f"{_KEYS}.shares"
@@ -147,7 +178,10 @@ class Upsample:
 
 
 def rates(
-    lengths: Sequence[npt.NDArray[np.integer[Any]]], parts: Sequence[Part], upsample: Upsample | None = None
+    lengths: Sequence[npt.NDArray[np.integer[Any]]],
+    parts: Sequence[Part],
+    upsample: Upsample | None = None,
+    kept: Sequence[npt.NDArray[np.integer[Any]]] | None = None,
 ) -> list[npt.NDArray[np.float64]]:
     """How often an epoch repeats each document on average, for an epoch of as many tokens as there are.
 
@@ -155,6 +189,7 @@ def rates(
         lengths: of each part's documents, in tokens, at least 1.
         parts: their shares; all or none None.
         upsample: long documents more often; None leaves them as they are.
+        kept: how many of each document's tokens its packing keeps, which are what shares are of; None for all.
 
     Returns:
         One array a part, of a rate above 0 for each document; 1 exactly where nothing asks for another.
@@ -162,11 +197,12 @@ def rates(
     Raises:
         ValueError: a part with a share has no documents.
     """
-    totals = [int(of_part.sum()) for of_part in lengths]
+    kept = lengths if kept is None else kept
+    totals = [int(of_part.sum()) for of_part in kept]
     given = [part.share for part in parts if part.share is not None]
     assert len(given) in (0, len(parts)), parts
     result = []
-    for part, of_part, total in zip(parts, lengths, totals, strict=True):
+    for part, of_part, weights, total in zip(parts, lengths, kept, totals, strict=True):
         rate = 1.0
         if part.share is not None:
             if not total:
@@ -174,7 +210,7 @@ def rates(
             rate = part.share / math.fsum(given) * sum(totals) / total
         of_documents = np.full(len(of_part), rate)
         if upsample is not None and total:
-            of_documents *= _by_length(of_part, total, upsample, part)
+            of_documents *= _by_length(of_part, weights, upsample, part)
         result.append(of_documents)
     return result
 
@@ -251,11 +287,11 @@ class Interleaved:
 
 
 def _by_length(
-    lengths: npt.NDArray[np.integer[Any]], total: int, upsample: Upsample, part: Part
+    lengths: npt.NDArray[np.integer[Any]], kept: npt.NDArray[np.integer[Any]], upsample: Upsample, part: Part
 ) -> npt.NDArray[np.float64]:
     """Factors for a part's documents that give long ones their share and leave the part's tokens as many."""
     is_long = lengths > upsample.above
-    num_long = int(lengths[is_long].sum())
+    num_long, total = int(kept[is_long].sum()), int(kept.sum())
     if num_long in (0, total):
         which = "all" if num_long else "no"
         _log.warning(

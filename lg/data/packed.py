@@ -11,7 +11,7 @@ import numpy.typing as npt
 from torch.utils.data import Dataset
 
 from lg.data.corpus import Corpus
-from lg.data.packing import Cut, Packing
+from lg.data.packing import Cut, Packing, packed_apart
 from lg.data.rows import Piece, Row, RowShape
 from lg.data.source import Document
 from lg.data.tokenizer import Tokenizer
@@ -38,7 +38,9 @@ class RowReader(Dataset[Row]):
         for place, length, corpus, document, begin in recipe.tolist():
             source = self.corpora[corpus]
             first, end = source.starts[document] + begin, source.starts[document + 1]
-            pieces.append(Piece(place, length, source.tokens[first : min(first + length + 1, end)]))
+            tokens = slice(first, min(first + length + 1, end))
+            counted = None if source.counted is None else source.counted[tokens]
+            pieces.append(Piece(place, length, source.tokens[tokens], counted))
         return self.shape.row(pieces)
 
 
@@ -49,7 +51,8 @@ class PackedRows(Dataset[Row]):
         corpora: the tokenised documents.
         documents_D2: which of them to pack, in the order in which they are: corpus, and document of it.
         shape: of the rows.
-        packing: how documents are laid into rows; by default `Cut`.
+        packing: how documents are laid into rows; by default `Cut`. If there is one for each corpus, documents of
+            different packings are in different rows.
         align: what the place of every document is a multiple of; divides the rows' length.
         seed: of the order of the rows: that in which they were packed would make the first few, all that a short
             validation reads, come from one long document.
@@ -61,7 +64,7 @@ class PackedRows(Dataset[Row]):
         corpora: Sequence[Corpus],
         documents_D2: npt.NDArray[np.int64],
         shape: RowShape,
-        packing: Packing | None = None,
+        packing: Packing | Sequence[Packing] | None = None,
         align: int = 1,
         seed: int | Sequence[int] = 0,
         most: int | None = None,
@@ -70,7 +73,8 @@ class PackedRows(Dataset[Row]):
         self.reader = RowReader(corpora, shape)
         self.documents_D2 = documents_D2
         self._lengths_D = _gathered([corpus.lengths for corpus in corpora], documents_D2)
-        self._packed = (packing or Cut()).pack(self._lengths_D, shape.length, align)
+        packings = packing if isinstance(packing, Sequence) else [packing or Cut()] * len(corpora)
+        self._packed = packed_apart(self._lengths_D, documents_D2[:, 0], packings, shape.length, align)
         self._first_R = np.searchsorted(self._packed.row, np.arange(self._packed.num_rows + 1))
         self._order_R = np.random.default_rng(seed).permutation(self._packed.num_rows)[:most]
 
@@ -81,14 +85,14 @@ class PackedRows(Dataset[Row]):
 
     @property
     def num_tokens(self) -> int:
-        """Tokens of all documents, their ends included, padding not; each as often as it is packed."""
-        return int(self._lengths_D.sum())
+        """Tokens of documents, their ends included, padding not; each as often as it is packed."""
+        return int(self._packed.length.sum())
 
     @property
     def bytes_per_token(self) -> float:
         """Bytes of text that a token stands for on average, a document's end counted as one; exactly 1 for bytes."""
         num_bytes_D = _gathered([corpus.num_bytes for corpus in self.reader.corpora], self.documents_D2)
-        return float(num_bytes_D.sum() / self.num_tokens)
+        return float(num_bytes_D.sum() / self._lengths_D.sum())
 
     @property
     def padding_share(self) -> float:

@@ -1,15 +1,21 @@
 """Which row each document goes to: packings lay items of known lengths into rows of equal length.
 
-They read lengths alone, never tokens. What has to stay together, a document and its end, is an item.
+They read lengths alone, never tokens. What has to stay together, a document and its end, is an item. A packing may
+leave items out, or the rest of them: what it keeps of each is told before anything is packed, so that shares of tokens
+are shares of what is trained on.
 
 Shape suffixes: P pieces, N items.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
+
+KEY = "data.init_args.packing"
+"""The YAML key of a packing that is not one of a mixture's; complaints of packings begin with it."""
 
 _Integers = npt.NDArray[np.int64]
 
@@ -20,8 +26,8 @@ _WORD = 1024  # bits of a word of the bitset: 1,024 words, one bit of the upper 
 class Packed:
     """Items laid into rows: piece p is tokens ``begin`` to ``begin + length`` of ``item``, at ``place`` in ``row``.
 
-    Pieces are in the order of their rows and places. Every token of every item is in exactly one; what no piece
-    covers is padding.
+    Pieces are in the order of their rows and places. Every token of every item that the packing keeps is in exactly
+    one; what no piece covers is padding.
 
     Attributes:
         row: number of the piece's row: int64 [P], as are all.
@@ -58,6 +64,23 @@ class Packed:
 
 class Packing(ABC):
     """A way to lay items into rows."""
+
+    @property
+    def selects(self) -> bool:
+        """Whether it leaves out items, or parts of them."""
+        return False
+
+    def kept(self, lengths: _Integers, row_length: int) -> _Integers:
+        """Tokens of each item that are laid into rows, 0 for an item that is left out; by default all."""
+        return lengths
+
+    def check(self, row_length: int, align: int) -> None:
+        """Refuse rows that it cannot fill.
+
+        Raises:
+            ValueError: its message begins with ``data.init_args.packing``.
+        """
+        assert align >= 1 and row_length % align == 0, (row_length, align)
 
     @abstractmethod
     def pack(self, lengths: _Integers, row_length: int, align: int = 1) -> Packed:
@@ -119,6 +142,113 @@ class BestFit(Packing):
             num_rows=num_whole + int(row.max(initial=-1)) + 1,
             row_length=row_length,
         )
+
+
+@dataclass(frozen=True)
+class Whole(Packing):
+    """`BestFit` of the items that fit a row: longer ones are left out, so that none is ever cut."""
+
+    @property
+    def selects(self) -> bool:
+        """True."""
+        return True
+
+    def kept(self, lengths: _Integers, row_length: int) -> _Integers:
+        """All of an item that fits a row, nothing of another."""
+        return np.where(lengths <= row_length, lengths, 0)
+
+    def pack(self, lengths: _Integers, row_length: int, align: int = 1) -> Packed:
+        fits = np.flatnonzero(lengths <= row_length)
+        packed = BestFit().pack(lengths[fits], row_length, align)
+        return replace(packed, item=fits[packed.item])
+
+
+@dataclass(frozen=True)
+class Chunks(Packing):
+    """Pieces of one length, each of one document alone; what fills none is left out, short documents as a whole.
+
+    So are the long documents of ProLong (Gao et al., 2024, https://arxiv.org/abs/2410.02660, section 3 and appendix
+    A). A row of several chunks has them side by side, each a document of its own to attention.
+
+    Args:
+        length: tokens of a chunk; ``null`` is the row's.
+        below: documents of so many tokens or more are left out as well, for a part of a mixture whose other parts
+            have these; ``null`` leaves out none.
+
+    Raises:
+        ValueError: a number is out of its range.
+    """
+
+    length: int | None = None
+    below: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.length is not None and self.length < 1:
+            raise ValueError(f"{KEY}.init_args.length: {self.length} is not allowed; it must be at least 1")
+        if self.below is not None and self.below <= (self.length or 1):
+            raise ValueError(
+                f"{KEY}.init_args.below: {self.below} is not allowed; it must be more than the length of a chunk"
+                f"{f', {self.length}' if self.length else ''}"
+            )
+
+    @property
+    def selects(self) -> bool:
+        """True."""
+        return True
+
+    def check(self, row_length: int, align: int) -> None:
+        length = self.length or row_length
+        if row_length % length or length % align:
+            raise ValueError(
+                f"{KEY}.init_args.length: {length} is not allowed; it must divide data.init_args.row_length "
+                f"({row_length}) and be a multiple of data.init_args.align ({align})"
+            )
+        if self.below is not None and self.below <= length:
+            raise ValueError(
+                f"{KEY}.init_args.below: {self.below} is not allowed; it must be more than the length of a chunk, "
+                f"{length}"
+            )
+
+    def kept(self, lengths: _Integers, row_length: int) -> _Integers:
+        """Its whole chunks."""
+        length = self.length or row_length
+        kept: _Integers = lengths // length * length
+        return kept if self.below is None else np.where(lengths < self.below, kept, 0)
+
+    def pack(self, lengths: _Integers, row_length: int, align: int = 1) -> Packed:
+        _check(lengths, row_length, align)
+        length = self.length or row_length
+        assert row_length % length == 0 and length % align == 0, (self, row_length, align)
+        item, number = _counted(self.kept(lengths, row_length) // length)
+        row, place = np.divmod(np.arange(len(item)) * length, row_length)
+        num_rows = -(-len(item) * length // row_length)
+        return Packed(row, place, item, number * length, np.full(len(item), length), num_rows, row_length)
+
+
+def packed_apart(
+    lengths: _Integers, which: _Integers, packings: Sequence[Packing], row_length: int, align: int = 1
+) -> Packed:
+    """Items laid into rows by several packings, those of equal packings together, those of others in rows of their own.
+
+    Args:
+        lengths: as for `Packing.pack`.
+        which: the index of each item's packing.
+        packings: of the items.
+        row_length: as for `Packing.pack`, as is ``align``.
+    """
+    groups = [index for index, packing in enumerate(packings) if packings.index(packing) == index]
+    first = np.array([packings.index(packing) for packing in packings], np.int64)[which]
+    parts, num_rows = [], 0
+    for group in groups:
+        items = np.flatnonzero(first == group)
+        packed = packings[group].pack(lengths[items], row_length, align)
+        parts.append(replace(packed, row=packed.row + num_rows, item=items[packed.item]))
+        num_rows += packed.num_rows
+    columns = {
+        name: np.concatenate([getattr(part, name) for part in parts])
+        for name in ("row", "place", "item", "begin", "length")
+    }
+    return Packed(**columns, num_rows=num_rows, row_length=row_length)
 
 
 class _OpenRows:

@@ -39,12 +39,18 @@ class Row(TypedDict):
     num_align: int
 
 
-class Batch(TypedDict):
+class _Positioned(TypedDict, total=False):
+    positions: Tensor
+
+
+class Batch(_Positioned):
     """Rows laid end to end: one packed sequence of B * L tokens.
 
     ``tokens`` and ``targets``: int64 [B, L]. ``document_starts``: as a row's, but counted along all B * L tokens; a
     list, so that it stays on the host, where tile tables are made, as do ``document_attributes`` and
     ``document_padding``, one value for each document. ``num_padding`` and ``num_align``: sums over the rows.
+    ``positions``, of any number type, [B, L]: what rotary angles are computed from; where they are left out, it is
+    places in the documents.
     """
 
     tokens: Tensor
@@ -63,11 +69,13 @@ class Piece(NamedTuple):
         place: where in the row the first of them stands.
         length: how many they are.
         tokens: the tokens, and one more where the document goes on behind them, which is the last one's target.
+        counted: which of ``tokens`` are targets of those before them, 1 or 0; None if all are.
     """
 
     place: int
     length: int
     tokens: npt.NDArray[np.integer[Any]]
+    counted: npt.NDArray[np.uint8] | None = None
 
 
 @dataclass(frozen=True)
@@ -94,19 +102,21 @@ class RowShape:
         starts: list[int] = []
         padded: list[bool] = []
         num_align = end = 0
-        for place, length, tokens in pieces:
+        for place, length, tokens, counted in pieces:
+            # Of each token what the one before it is to predict.
+            wanted = tokens if counted is None else np.where(counted != 0, tokens.astype(np.int64), IGNORED)
             if place > end:
                 num_align += place - end
                 stretches = range(end, place, _STRETCH)
                 starts += stretches
                 padded += [True] * len(stretches)
             elif end and not self.document_mask:
-                targets_L[end - 1] = tokens[0]
+                targets_L[end - 1] = wanted[0]
             starts.append(place)
             padded.append(False)
             end = place + length
             tokens_L[place:end] = tokens[:length]
-            targets_L[place : place + len(tokens) - 1] = tokens[1:]
+            targets_L[place : place + len(tokens) - 1] = wanted[1:]
         stretches = range(end, self.length, _STRETCH)
         starts += stretches
         padded += [True] * len(stretches)

@@ -11,6 +11,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 
+from lg.data.packing import KEY as PACKING_KEY
+from lg.data.packing import Packing
+
 KEY = "data.init_args.source"
 """The YAML key of the one source that a run has; errors of sources begin with it."""
 
@@ -88,6 +91,11 @@ class Source(ABC):
         """Whether the text is read anew as training goes, instead of tokenized once into a cache."""
         return False
 
+    @property
+    def partial(self) -> bool:
+        """Whether only some of the tokens of its documents are targets."""
+        return False
+
     def fingerprint(self) -> str:
         """32 hexadecimal digits that change when a document's name or text does.
 
@@ -115,12 +123,16 @@ class Part:
         source: its documents.
         share: of the tokens of an epoch, above 0; None if it has as many as it has.
         key: where in the YAML the source is written.
+        packing: how its documents are laid into rows; None if as those of all parts that have none of their own.
+        packing_key: where in the YAML the packing is written.
     """
 
     name: str
     source: Source
     share: float | None
     key: str = KEY
+    packing: Packing | None = None
+    packing_key: str = PACKING_KEY
 
     def numbered(self, start: int = 0) -> Iterator[tuple[int, Document]]:
         """As the source's; its errors name this part's place in the YAML.

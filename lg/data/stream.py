@@ -17,6 +17,7 @@ from lg.data.epochs import StepShape
 from lg.data.loader import Feed, State, outlive_signals
 from lg.data.mixture import Cursor, Interleaved
 from lg.data.packing import Packed, Packing
+from lg.data.positions import Drawing
 from lg.data.rows import Batch, Piece, Row, RowShape, collate
 from lg.data.source import Document, Source
 from lg.data.tokenizer import Tokenizer
@@ -116,6 +117,7 @@ class Stream(Feed):
         seed: of every draw.
         num_workers: processes that read and tokenise.
         block: documents of a block.
+        drawing: positions that rows get, if they are not places.
     """
 
     def __init__(
@@ -130,6 +132,7 @@ class Stream(Feed):
         seed: int,
         num_workers: int,
         block: int,
+        drawing: Drawing | None = None,
     ) -> None:
         self.source = source
         self.tokenizer = tokenizer
@@ -141,6 +144,7 @@ class Stream(Feed):
         self.seed = seed
         self.num_workers = num_workers
         self.block = block
+        self.drawing = drawing
 
     def beginning(self) -> State:
         """The first row of the first block."""
@@ -178,8 +182,14 @@ class Stream(Feed):
             for number, batch in enumerate(micro, start=1):
                 if number > done:
                     after = step[-1][2] if number == len(micro) else {**state, "micro_batches": number}
-                    yield collate([row for row, _, _ in batch]), after
+                    yield self._positioned(collate([row for row, _, _ in batch]), [at for _, _, at in batch]), after
             state, done = step[-1][2], 0
+
+    def _positioned(self, batch: Batch, places: Sequence[State]) -> Batch:
+        """The batch with drawn positions, if there are any; a place is that behind each of its rows."""
+        if self.drawing is None:
+            return batch
+        return self.drawing.onto(batch, [(self.seed, place["block"], 2, place["rows"]) for place in places])
 
     def _rows(self, state: State) -> Iterator[tuple[Row, float, State]]:
         """Rows, what attention over each costs, and the place behind each."""

@@ -7,7 +7,7 @@ import glob
 import json
 import os
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import chain
@@ -18,6 +18,9 @@ from lg.data.source import KEY, Document, Source, fingerprint_of
 
 KEYS = f"{KEY}.init_args"
 """The YAML keys of a source's own arguments."""
+
+Check = Callable[[str, Mapping[str, object], str], None]
+"""Refuses a column, by its name, the kinds of all columns and the table, that is not of the kind needed."""
 
 _BATCH = 256  # rows read at once
 _REASON = 300  # characters of another library's complaint that are shown
@@ -38,21 +41,33 @@ class Table(Source):
 
     def numbered(self, start: int = 0) -> Iterator[tuple[int, Document]]:
         # JSON can spell halves of characters, which UTF-8 cannot.
-        found = ((number, Document(str(number), text.encode(errors="replace"))) for number, text in self._rows(start))
-        documents = (pair for pair in found if pair[1].text)
+        cells = ((number, text_of(value, self.column, place)) for number, value, place in self.cells(start))
+        documents = ((number, Document(str(number), text.encode(errors="replace"))) for number, text in cells if text)
         # What is wrong from the first row on is told now, not where the iterator ends up.
         first = next(documents, None)
         if first is None and start == 0:
-            raise ValueError(f"{self._what()} has no text in column {self.column!r}; at least one row must have some")
+            raise ValueError(f"{self.what()} has no text in column {self.column!r}; at least one row must have some")
         return chain([] if first is None else [first], documents)
 
-    @abstractmethod
-    def _rows(self, start: int) -> Iterator[tuple[int, str]]:
-        """The numbers and texts of the rows from ``start`` on; "" for a row without text."""
+    def cells(self, start: int, check: Check | None = None) -> Iterator[tuple[int, object, str]]:
+        """What the column holds in the rows from ``start`` on: number, value or None, and the place in words.
+
+        Args:
+            start: the first row.
+            check: of the column's kind, where that is known before its values are; by default it is text.
+
+        Raises:
+            ValueError: as :meth:`documents`.
+        """
+        return self._cells(start, check or check_column)
 
     @abstractmethod
-    def _what(self) -> str:
+    def what(self) -> str:
         """The YAML key and the value that name the table: how a complaint begins."""
+
+    @abstractmethod
+    def _cells(self, start: int, check: Check) -> Iterator[tuple[int, object, str]]:
+        """As `cells`."""
 
 
 class _TableFiles(Table):
@@ -75,7 +90,8 @@ class _TableFiles(Table):
             values = (value for file in files for value in _pieces(file))
         return fingerprint_of(chain([self.column.encode(errors="replace")], values))
 
-    def _what(self) -> str:
+    def what(self) -> str:
+        """The path."""
         return f"{KEYS}.path: {self.path!r}"
 
 
@@ -94,7 +110,7 @@ class Jsonl(_TableFiles):
     column: str = "text"
     streaming: bool = False
 
-    def _rows(self, start: int) -> Iterator[tuple[int, str]]:
+    def _cells(self, start: int, check: Check) -> Iterator[tuple[int, object, str]]:
         number = 0
         # One file at a time, so that a complaint can name it.
         for file in _existing(self.path):
@@ -102,13 +118,14 @@ class Jsonl(_TableFiles):
             line = 0
             for lines in told(_lines(file), what):
                 for offset in range(max(0, start - number), len(lines)):
-                    yield number + offset, self._text(lines[offset], f"{what}, line {line + offset + 1}")
+                    place = f"{what}, line {line + offset + 1}"
+                    yield number + offset, self._value(lines[offset], place), place
                 number += len(lines)
                 line += len(lines)
 
-    def _text(self, line: str, place: str) -> str:
+    def _value(self, line: str, place: str) -> object:
         if not line or line.isspace():
-            return ""
+            return None
         try:
             row = json.loads(line)
         except (ValueError, RecursionError) as error:
@@ -117,7 +134,8 @@ class Jsonl(_TableFiles):
             raise ValueError(f"{place} is of type {type(row).__name__}; each line must be a JSON object")
         if self.column not in row:
             raise ValueError(f"{KEYS}.column: {self.column!r} is not a key of {place}; it has {_named(row)}")
-        return text_of(row[self.column], self.column, place)
+        value: object = row[self.column]
+        return value
 
 
 @dataclass(frozen=True)
@@ -135,7 +153,7 @@ class Parquet(_TableFiles):
     column: str = "text"
     streaming: bool = False
 
-    def _rows(self, start: int) -> Iterator[tuple[int, str]]:
+    def _cells(self, start: int, check: Check) -> Iterator[tuple[int, object, str]]:
         import datasets
         import pyarrow.parquet  # type: ignore[import-untyped, unused-ignore]
 
@@ -145,14 +163,14 @@ class Parquet(_TableFiles):
             with told_as(what):
                 footer = pyarrow.parquet.read_metadata(file)
                 features = datasets.Features.from_arrow_schema(footer.schema.to_arrow_schema())
-            check_column(self.column, features, file)
+            check(self.column, features, file)
             # Whole files before the start cost no more than their footers.
             skipped = min(max(0, start - number), footer.num_rows)
             row = number + skipped
             if skipped < footer.num_rows:
-                for texts in told(self._batches(file, skipped), what):
-                    for text in texts:
-                        yield row, text_of(text, self.column, f"{what}, row {row}")
+                for values in told(self._batches(file, skipped), what):
+                    for value in values:
+                        yield row, value, f"{what}, row {row}"
                         row += 1
             number += footer.num_rows
 

@@ -41,6 +41,27 @@ class Tokenizer(ABC):
     def encode(self, text: bytes) -> Ids:
         """The ids of a document, shape [N]; neither ``end`` nor any other mark is added."""
 
+    def encode_joined(self, texts: Sequence[bytes]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """The ids of some texts end to end, and of each id the index of the text in which it ends, both [N].
+
+        Here no id reaches from one text into the next; a tokenizer that tells where its ids end overrides it, and gives
+        those that the texts have as one.
+        """
+        ids = [np.asarray(self.encode(text)) for text in texts]
+        which = np.repeat(np.arange(len(ids)), [len(of_text) for of_text in ids])
+        return np.concatenate([np.zeros(0, np.uint8), *ids]), which
+
+    def special(self, token: str) -> int:
+        """The id of a special token, which no text is encoded to.
+
+        Raises:
+            ValueError: there is none of that name, as by default.
+        """
+        raise ValueError(
+            f"data.init_args.tokenizer: {type(self).__name__} has no special token {token!r}, which the template of "
+            "the conversations puts between them; a tokenizer that has it, or another template, is needed"
+        )
+
     @abstractmethod
     def decode(self, ids: Ids | Sequence[int]) -> bytes:
         """The text of some ids: the inverse of ``encode`` as far as the vocabulary allows."""
@@ -134,6 +155,19 @@ class TokenizerFile(Tokenizer):
         """The ids as int32, shape [N]."""
         encoding = self._tokenizer.encode(text.decode("utf-8", errors="replace"), add_special_tokens=False)
         return np.asarray(encoding.ids, dtype=np.int32)
+
+    def encode_joined(self, texts: Sequence[bytes]) -> tuple[Ids, npt.NDArray[np.int64]]:
+        """The ids as int32 of the texts as one, and of each the index of the text in which it ends."""
+        pieces = [text.decode("utf-8", errors="replace") for text in texts]
+        encoding = self._tokenizer.encode("".join(pieces), add_special_tokens=False)
+        ends = np.cumsum([len(piece) for piece in pieces])
+        last = np.array([end for _, end in encoding.offsets], np.int64)
+        return np.asarray(encoding.ids, dtype=np.int32), np.searchsorted(ends, last)
+
+    def special(self, token: str) -> int:
+        """The id of a special token of the file."""
+        found = self._tokenizer.token_to_id(token)
+        return super().special(token) if found is None else int(found)
 
     def decode(self, ids: Ids | Sequence[int]) -> bytes:
         """The text in UTF-8, special tokens spelled out."""

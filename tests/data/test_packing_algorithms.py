@@ -1,4 +1,4 @@
-"""Packings lose no token, overlap nowhere, keep to the grid, and best fit is best fit decreasing."""
+"""Packings lose no token that they keep, overlap nowhere, keep to the grid, and best fit is best fit decreasing."""
 
 from bisect import bisect_left, insort
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lg.data.packing import BestFit, Cut, Packed, Packing
+from lg.data.packing import BestFit, Chunks, Cut, Packed, Packing, Whole, packed_apart
 
 PACKINGS = [Cut(), BestFit()]
 COLUMNS = ("row", "place", "item", "begin", "length")
@@ -205,3 +205,82 @@ def test_the_same_lengths_give_the_same_rows() -> None:
 def test_what_no_caller_may_ask(packing: Packing, lengths: list[int], row_length: int, align: int) -> None:
     with pytest.raises(AssertionError):
         packed(packing, lengths, row_length, align)
+
+
+@given(cases(), st.data())
+def test_chunks_are_whole_pieces_of_one_document_side_by_side(
+    case: tuple[list[int], int, int], data: st.DataObject
+) -> None:
+    lengths, row_length, align = case
+    units = row_length // align
+    length = align * data.draw(st.sampled_from([n for n in range(1, units + 1) if units % n == 0]))
+    below = data.draw(st.sampled_from([None, length + 1, 2 * length + 1]))
+    packing = Chunks(length, below)
+    packing.check(row_length, align)
+    laid = packed(packing, lengths, row_length, align)
+    want = [
+        (item, begin)
+        for item, of_item in enumerate(lengths)
+        if below is None or of_item < below
+        for begin in range(0, of_item - length + 1, length)
+    ]
+    assert [(item, begin) for _, _, item, begin, _ in pieces(laid)] == want
+    assert {piece[4] for piece in pieces(laid)} <= {length}
+    # As many a row as there is room for, in order.
+    assert [(row, place) for row, place, *_ in pieces(laid)] == [
+        divmod(number * length, row_length) for number in range(len(want))
+    ]
+    kept = packing.kept(np.array(lengths, np.int64), row_length)
+    assert kept.tolist() == [length * sum(item == each for each, _ in want) for item in range(len(lengths))]
+    if length == row_length:
+        assert pieces(packed(Chunks(below=below), lengths, row_length, align)) == pieces(laid)
+
+
+@given(cases())
+def test_whole_leaves_out_what_does_not_fit(case: tuple[list[int], int, int]) -> None:
+    lengths, row_length, align = case
+    laid = packed(Whole(), lengths, row_length, align)
+    fits = [item for item, length in enumerate(lengths) if length <= row_length]
+    assert sorted(laid.item.tolist()) == fits
+    assert all(begin == 0 and length == lengths[item] for _, _, item, begin, length in pieces(laid))
+    of_fits = packed(BestFit(), [lengths[item] for item in fits], row_length, align)
+    assert (laid.num_rows, laid.place.tolist()) == (of_fits.num_rows, of_fits.place.tolist())
+    kept = Whole().kept(np.array(lengths, np.int64), row_length)
+    assert [item for item in range(len(lengths)) if kept[item]] == fits
+
+
+@given(cases(), st.data())
+def test_items_of_other_packings_are_in_rows_of_their_own(
+    case: tuple[list[int], int, int], data: st.DataObject
+) -> None:
+    lengths, row_length, align = case
+    packings: list[Packing] = [Cut(), Chunks(), Cut(), BestFit()]
+    which = np.array(data.draw(st.lists(st.integers(0, 3), min_size=len(lengths), max_size=len(lengths))), np.int64)
+    laid = packed_apart(np.array(lengths, np.int64), which, packings, row_length, align)
+    assert (np.diff(laid.row) >= 0).all()
+    assert len(set(laid.row.tolist())) == laid.num_rows
+    kind = np.array([0, 1, 0, 3])[which][laid.item] if len(laid.item) else np.zeros(0)
+    for group, packing in [(0, Cut()), (1, Chunks()), (3, BestFit())]:
+        items = np.flatnonzero(np.array([0, 1, 0, 3])[which] == group)
+        alone = packed(packing, [lengths[item] for item in items], row_length, align)
+        mine = kind == group
+        assert laid.item[mine].tolist() == items[alone.item].tolist()
+        assert (laid.row[mine] - laid.row[mine].min(initial=laid.num_rows)).tolist() == alone.row.tolist()
+        assert laid.place[mine].tolist() == alone.place.tolist()
+    assert pieces(packed_apart(np.array(lengths, np.int64), which * 0, [Cut()], row_length, align)) == pieces(
+        packed(Cut(), lengths, row_length, align)
+    )
+
+
+def test_chunks_say_what_is_wrong() -> None:
+    key = r"^data\.init_args\.packing\.init_args\."
+    for given_, said in [((0, None), "length: 0 is not"), ((8, 8), "below: 8 is not"), ((None, 1), "below: 1 is not")]:
+        with pytest.raises(ValueError, match=key + said):
+            Chunks(*given_)
+    for packing, row_length, align, said in [
+        (Chunks(48), 100, 4, r"length: 48 is not allowed; it must divide data\.init_args\.row_length \(100\)"),
+        (Chunks(50), 100, 4, r"length: 50 is not allowed; .* be a multiple of data\.init_args\.align \(4\)"),
+        (Chunks(below=64), 64, 1, "below: 64 is not allowed; it must be more than the length of a chunk, 64"),
+    ]:
+        with pytest.raises(ValueError, match=key + said):
+            packing.check(row_length, align)
