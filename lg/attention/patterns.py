@@ -187,20 +187,29 @@ class ShiftedGroups(Pattern):
 
     Attributes:
         group: tokens in a group; even. LongLoRA trains with a quarter of the sequence.
-        num_kv_heads: KV heads of the layer; even.
+        num_kv_heads: KV heads of the layer.
+        shifted: how many of them, the last ones, see shifted groups; null for half of them, rounded down: of three
+            heads the last.
     """
 
     group: int
     num_kv_heads: int
+    shifted: int | None = None
 
     def __post_init__(self) -> None:
         at_least(self.group, 2, self, "group")
         at_least(self.num_kv_heads, 2, self, "num_kv_heads")
-        for name, value in (("group", self.group), ("num_kv_heads", self.num_kv_heads)):
-            if value % 2:
+        if self.group % 2:
+            raise ValueError(
+                f"ShiftedGroups.group={self.group} is not allowed; it must be even "
+                "(YAML: model.init_args.patterns.<name>.init_args.group)"
+            )
+        if self.shifted is not None:
+            at_least(self.shifted, 1, self, "shifted")
+            if self.shifted >= self.num_kv_heads:
                 raise ValueError(
-                    f"ShiftedGroups.{name}={value} is not allowed; it must be even "
-                    f"(YAML: model.init_args.patterns.<name>.init_args.{name})"
+                    f"ShiftedGroups.shifted={self.shifted} is not allowed; it must be below num_kv_heads="
+                    f"{self.num_kv_heads} (YAML: model.init_args.patterns.<name>.init_args.shifted)"
                 )
 
     def sees(self, q: Index, k: Index, h: Index) -> Any:
@@ -215,7 +224,9 @@ class ShiftedGroups(Pattern):
         return self.num_kv_heads
 
     def _shift(self, h: Index) -> Any:
-        return h // (self.num_kv_heads // 2) * (self.group // 2)
+        """Half a group for the last heads, nothing for the others."""
+        shifted = self.num_kv_heads // 2 if self.shifted is None else self.shifted
+        return (h + shifted) // self.num_kv_heads * (self.group // 2)
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import lightning.pytorch as pl
 
+from lg.models.adapters import Adapter
 from lg.models.config import DecoderConfig
 from lg.models.devices import DEVICES
 from lg.models.memory import Memory
@@ -22,6 +23,7 @@ def auto_memory(
     schedule: Sequence[str],
     patterns: Mapping[str, object],
     compile: bool,
+    adapter: Adapter | None = None,
 ) -> Memory:
     """How the decoder that the trainer is about to train keeps activations; all ranks take the same.
 
@@ -34,6 +36,7 @@ def auto_memory(
         schedule: the name of each layer's pattern.
         patterns: these, by name.
         compile: whether blocks are compiled.
+        adapter: what is trained in place of all weights.
     """
     # Rates that are somewhat like those of a GPU do: they only put the ways in order.
     on = own_device(trainer, unknown=DEVICES["A100"]) if trainer.training else None
@@ -41,7 +44,7 @@ def auto_memory(
         log.debug("model.init_args.memory: auto keeps all activations, since it trains on no GPU")
         return Memory()
     try:
-        planned = planned_run(trainer, config, plannable(schedule, patterns), compile, on)
+        planned = planned_run(trainer, config, plannable(schedule, patterns), compile, on, adapter)
     except ValueError as reason:
         if trainer.is_global_zero:
             log.info("model.init_args.memory: auto keeps all activations, since no plan can be made: %s", reason)

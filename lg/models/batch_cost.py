@@ -24,6 +24,7 @@ from torch import Tensor
 from lg.attention import Documents, Pattern
 from lg.attention.cost import Flops, flops, visible_pairs
 from lg.attention.impl import Implementation
+from lg.models.adapters import Counted, adapter_work
 from lg.models.config import DecoderConfig
 from lg.models.cost import ModelCost
 
@@ -56,6 +57,7 @@ class BatchCosts:
         recomputed_weights: weights that a token is multiplied with once more in the backward pass
             (`lg.models.wrap.recomputed_weights`).
         attention_again: whether the backward pass computes attention's output a second time.
+        adapted: what an adapter adds and trains; None where all is trained.
     """
 
     config: DecoderConfig
@@ -63,6 +65,7 @@ class BatchCosts:
     implementation: Callable[[Pattern, Documents], Implementation]
     recomputed_weights: int = 0
     attention_again: bool = False
+    adapted: Counted | None = None
 
     def of(self, documents: Documents, padded: Sequence[bool], num_padding: int | None = None) -> BatchCost:
         """The cost of one batch.
@@ -102,8 +105,8 @@ class BatchCosts:
         return Counter(self.patterns)
 
     def _linear(self, num_tokens: int) -> int:
-        """Work of projections, MLPs and head: six a weight and token."""
-        return ModelCost(self.config, num_tokens, ()).training_flops
+        """Work of projections, MLPs and head: six a weight and token, four if it is frozen."""
+        return ModelCost(self.config, num_tokens, ()).training_flops + num_tokens * adapter_work(self.adapted)
 
     def _flops(self, pairs: Tensor) -> Flops:
         return flops(pairs, self.config.num_heads, self.config.head_width)

@@ -10,7 +10,8 @@ Shapes: N tokens, W model width, H query heads, G KV heads, D head width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -32,16 +33,22 @@ class Layout:
     Attributes:
         documents: where documents lie in the N tokens.
         held: which tokens of the sequence these are; None if all.
-        angles: cosine and sine of each token's position in its document, float32 [N, D/2].
+        angles: cosine and sine of each token's position in its document, or of those given, float32 [N, D/2].
         no_angles: the same for layers that do not rotate: ones and zeros.
     """
 
     def __init__(
-        self, documents: Documents, config: DecoderConfig, device: torch.device, held: Held | None = None
+        self,
+        documents: Documents,
+        config: DecoderConfig,
+        device: torch.device,
+        held: Held | None = None,
+        positions: Tensor | None = None,
     ) -> None:
         self.documents = documents
         self.held = held
-        positions = documents.positions if held is None else documents.positions[held.tokens]
+        if positions is None:
+            positions = documents.positions if held is None else documents.positions[held.tokens]
         self.angles = rotary_angles(
             positions.to(device), config.head_width, config.rope_theta, config.rope_scaling, documents.longest
         )
@@ -96,13 +103,28 @@ class MixerSpec(Protocol):
 class Attention(Mixer):
     """Attention under a pattern, with rotary positions and grouped KV heads.
 
+    Args:
+        config: the decoder's shape.
+        pattern: what is seen in training.
+        impl: the implementation that `attend` is asked for.
+        rotates: whether queries and keys are rotated.
+        evaluated: what is seen in eval mode; None for the same.
+
     Attributes:
         attend: what computes it; parallelism puts another in its place, which fetches keys from other ranks.
     """
 
-    def __init__(self, config: DecoderConfig, pattern: Pattern, impl: str = "auto", rotates: bool = True) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        pattern: Pattern,
+        impl: str = "auto",
+        rotates: bool = True,
+        evaluated: Pattern | None = None,
+    ) -> None:
         super().__init__()
-        self.pattern = pattern
+        self._trained = pattern
+        self._evaluated = evaluated or pattern
         self.rotates = rotates
         self.impl = impl
         self.attend: Attend = attend
@@ -114,6 +136,11 @@ class Attention(Mixer):
         self.o_proj = nn.Linear(width_q, config.width, bias=False)
         self.q_norm = RMSNorm(config.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
         self.k_norm = RMSNorm(config.head_width, config.norm_eps) if config.qk_norm else nn.Identity()
+
+    @property
+    def pattern(self) -> Pattern:
+        """What is seen now: in training mode, or in eval mode."""
+        return self._trained if self.training else self._evaluated
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         """Rotated q [1, H, N, D] and k, and v [1, G, N, D], all laid out token by token.
@@ -136,7 +163,27 @@ class Attention(Mixer):
         return out
 
     def extra_repr(self) -> str:
-        return f"{self.pattern}, impl={self.impl}"
+        other = "" if self._evaluated == self._trained else f", evaluated={self._evaluated}"
+        return f"{self._trained}{other}, impl={self.impl}"
+
+
+@dataclass(frozen=True)
+class InTraining:
+    """A `MixerSpec`: attention under one pattern in training and under another in eval mode.
+
+    Attributes:
+        pattern: what is seen in training.
+        evaluated: what is seen in eval mode.
+        impl: the implementation that `lg.attention.attend` is asked for.
+    """
+
+    pattern: Pattern
+    evaluated: Pattern
+    impl: str = "auto"
+
+    def build(self, config: DecoderConfig, layer: int) -> Mixer:
+        """The attention of layer number ``layer``."""
+        return Attention(config, self.pattern, self.impl, layer not in config.no_rope_layers, self.evaluated)
 
 
 class Block(nn.Module):
@@ -171,3 +218,26 @@ def build_mixer(spec: Pattern | MixerSpec, config: DecoderConfig, layer: int, im
     if isinstance(spec, Pattern):
         return Attention(config, spec, impl, layer not in config.no_rope_layers)
     return spec.build(config, layer)
+
+
+def in_both_modes(training: Pattern | MixerSpec, evaluated: Pattern | MixerSpec, impl: str) -> Pattern | MixerSpec:
+    """The schedule's entry for a layer that has one pattern in training and perhaps another in eval mode."""
+    if not isinstance(training, Pattern) or not isinstance(evaluated, Pattern) or training == evaluated:
+        return training
+    return InTraining(training, evaluated, impl)
+
+
+def check_evaluated(evaluated: Mapping[str, str], patterns: Mapping[str, object]) -> None:
+    """Holds the names of patterns in training, and of those in eval mode instead, to the patterns there are.
+
+    Raises:
+        ValueError: naming the YAML key.
+    """
+    known = [name for name, pattern in patterns.items() if isinstance(pattern, Pattern)]
+    for name, other in evaluated.items():
+        for given, key in ((name, ""), (other, f".{name}")):
+            if given not in known:
+                raise ValueError(
+                    f"model.init_args.evaluated{key}: {given!r} is no pattern; allowed are {', '.join(known)} "
+                    "(model.init_args.patterns)"
+                )

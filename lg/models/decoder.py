@@ -80,22 +80,29 @@ class Decoder(nn.Module):
             fill(self.head, "head", config)
             place(self.head)
 
-    def forward(self, tokens: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, documents: Documents, held: Held | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Final hidden states [B, L, W] of tokens [B, L]; ``documents`` lie in the B * L tokens laid end to end.
 
         With ``held``, tokens are those of the sequence that are held here, and documents lie in the whole sequence.
+        With ``positions`` [B, L], which may be fractions, rotary angles are theirs instead of those of places in the
+        documents; what layers see, and a `DynamicNTK` scaling, go by places all the same.
         """
         assert tokens.numel() == (documents.length if held is None else len(held.tokens))
-        layout = Layout(documents, self.config, tokens.device, held)
+        assert positions is None or positions.shape == tokens.shape
+        layout = Layout(documents, self.config, tokens.device, held, None if positions is None else positions.flatten())
         x = self.embedding(tokens.flatten())
         for block in self.blocks:
             x = block(x, layout)
         hidden: Tensor = self.norm(x)
         return hidden.view(*tokens.shape, -1)
 
-    def logits(self, tokens: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
+    def logits(
+        self, tokens: Tensor, documents: Documents, held: Held | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Logits [B, L, V] of the token after each."""
-        out: Tensor = self.head(self.forward(tokens, documents, held))
+        out: Tensor = self.head(self.forward(tokens, documents, held, positions))
         return out
 
     def logits_at(self, places: Tensor, tokens: Tensor, documents: Documents) -> Tensor:
@@ -103,14 +110,28 @@ class Decoder(nn.Module):
         out: Tensor = self.head(self.forward(tokens, documents).flatten(0, 1)[places])
         return out
 
-    def loss(self, tokens: Tensor, targets: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
+    def loss(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Documents,
+        held: Held | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Summed cross-entropy, in nats, over targets [B, L] that are not -100. Whole logits never exist."""
-        out: Tensor = self.head(self.forward(tokens, documents, held), targets)
+        out: Tensor = self.head(self.forward(tokens, documents, held, positions), targets)
         return out
 
-    def token_losses(self, tokens: Tensor, targets: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
+    def token_losses(
+        self,
+        tokens: Tensor,
+        targets: Tensor,
+        documents: Documents,
+        held: Held | None = None,
+        positions: Tensor | None = None,
+    ) -> Tensor:
         """Cross-entropy, in nats, of each of targets [B, L], 0 where it is -100; to look at, without a gradient."""
-        out: Tensor = self.head(self.forward(tokens, documents, held), targets, "none")
+        out: Tensor = self.head(self.forward(tokens, documents, held, positions), targets, "none")
         return out
 
 

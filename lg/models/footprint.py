@@ -8,8 +8,9 @@
 [3.1, 6.3, 40.9, 59.1]
 
 What autograd keeps is exact for halves that are not compiled, on a device whose RMSNorm is one kernel, as CUDA's is.
-Weights, gradients and AdamW's state are exact too, but for what rounds parts up. What exists only while something is
-computed, `Footprint.exchange` and `Footprint.working`, is an estimate: the largest tensors of the moment, by count.
+With an adapter it is an upper bound, since a frozen layer does not keep what it was shown. Weights, gradients and
+AdamW's state are exact too, but for what rounds parts up. What exists only while something is computed,
+`Footprint.exchange` and `Footprint.working`, is an estimate: the largest tensors of the moment, by count.
 
 Names: W model width, H query heads, G KV heads, D head width, F MLP width, V vocabulary, e bytes of an element.
 """
@@ -19,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from lg.models.adapters import Counted
 from lg.models.config import DecoderConfig
 from lg.models.cost import ModelCost
 from lg.models.loss import CHUNK_LOGITS, CHUNK_TOKENS
@@ -62,6 +64,7 @@ class Setup:
         num_batches: batches whose gradients make one step.
         keys: tokens whose keys and values the device has at once in the layer that fetches most, own ones included; 0
             where no sequence is shared.
+        adapted: what an adapter adds and trains; None where all is trained.
     """
 
     config: DecoderConfig
@@ -71,6 +74,17 @@ class Setup:
     num_shards: int | None = None
     num_batches: int = 1
     keys: int = 0
+    adapted: Counted | None = None
+
+    @property
+    def num_weights(self) -> int:
+        """All weights."""
+        return num_parameters(self.config) + (0 if self.adapted is None else self.adapted.added)
+
+    @property
+    def num_trained(self) -> int:
+        """Those that have gradients, and moments."""
+        return self.num_weights if self.adapted is None else self.adapted.trained
 
 
 @dataclass(frozen=True)
@@ -79,7 +93,7 @@ class Footprint:
 
     Attributes:
         parameters: its part of the weights.
-        gradients: its part of theirs; of all weights, in float32, where several batches make a step.
+        gradients: its part of theirs; of all that are trained, in float32, where several batches make a step.
         optimizer: AdamW's two moments of its part.
         activations: what is kept from the forward to the backward pass.
         exchange: keys and values that are fetched, and their gradients, of the layer that fetches most; estimated.
@@ -103,24 +117,23 @@ class Footprint:
 def footprint(setup: Setup) -> Footprint:
     """What one device holds."""
     weight = setup.precision.weight
-    num_weights = num_parameters(setup.config)
-    own = -(-num_weights // (setup.num_shards or 1))
+    own, own_trained = (-(-number // (setup.num_shards or 1)) for number in (setup.num_weights, setup.num_trained))
     activations = setup.num_tokens * kept_per_token(setup.config, setup.memory, setup.precision.element)
     exchange = _exchange(setup)
     working = max(_in_a_block(setup), _in_the_loss(setup) - exchange)
     # Micro-batches before the last are not sent: each device adds up the gradients of all weights.
-    gradients = own * weight
+    gradients = own_trained * weight
     if setup.num_batches > 1 and setup.num_shards is not None:
-        gradients += num_weights * _EXACT
+        gradients += setup.num_trained * _EXACT
     held = activations + gradients if setup.num_batches > 1 else max(activations, gradients)
     return Footprint(
         parameters=own * weight,
         gradients=gradients,
-        optimizer=2 * own * weight,
+        optimizer=2 * own_trained * weight,
         activations=activations,
         exchange=exchange,
         working=working,
-        peak=3 * own * weight + held + exchange + working,
+        peak=(own + 2 * own_trained) * weight + held + exchange + working,
         host=_in_the_host(setup),
     )
 
@@ -236,7 +249,8 @@ def _in_the_loss(setup: Setup) -> int:
     c, e, n = setup.config, setup.precision.element, setup.num_tokens
     chunk = min(n, max(CHUNK_TOKENS, CHUNK_LOGITS // c.vocab_size))
     gathered = 0 if setup.num_shards is None else e
-    head = c.vocab_size * c.width * (_EXACT + e + gathered)
+    gradient = _EXACT + e if setup.adapted is None or setup.adapted.head else 0
+    head = c.vocab_size * c.width * (gradient + gathered)
     # Logits, the same in float32 where they are not, and their logarithms; masked states, and their gradient.
     of_chunk = c.vocab_size * (e + _EXACT * (1 if e == _EXACT else 2)) + 2 * c.width * e
     return chunk * of_chunk + n * c.width * e + head

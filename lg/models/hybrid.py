@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any, TypedDict
+from typing import Any
 
 import lightning.pytorch as pl
 import torch
@@ -23,48 +23,25 @@ from lg.attention import Causal, Documents, Pattern, PredicateError
 from lg.attention.attend import IMPLEMENTATIONS
 from lg.attention.part import Held
 from lg.attention.schedule import Schedule, layers
+from lg.models.adapters import Adapter
 from lg.models.auto_memory import auto_memory
-from lg.models.block import MixerSpec
+from lg.models.batch import Batch, HeldOut
+from lg.models.block import MixerSpec, check_evaluated, in_both_modes
 from lg.models.checkpoint import from_plain, load, plain, stamp
 from lg.models.clipping import clip_by_norm
-from lg.models.decoder import Decoder
+from lg.models.config import DecoderConfig
+from lg.models.decoder import Decoder, draw
 from lg.models.learning_rate import Cosine, LRSchedule
 from lg.models.loss import IGNORED
 from lg.models.memory import Memory
+from lg.models.parameter_groups import parameter_groups
 from lg.models.presets import changed
 from lg.models.presets import preset as preset_config
 from lg.models.pretrained import open_pretrained
-from lg.models.rope_scaling import RopeScaling
+from lg.models.rope_scaling import RopeScaling, ntk_theta
 from lg.models.wrap import wrap
 
 log = logging.getLogger(__name__)
-
-
-class Batch(TypedDict):
-    """What a data module hands over: B rows of L tokens that are one packed sequence of B * L.
-
-    ``document_starts`` stays on the host, since tile tables are built there; so does what patterns ask of documents,
-    ``document_attributes``, by name, which may be left out.
-
-    Where ranks share the sequence, ``held`` tells which of it this one has: tokens and targets are then [1, n], those
-    that are held, and documents begin in the whole sequence. Else it is left out.
-    """
-
-    tokens: Tensor
-    targets: Tensor
-    document_starts: list[int]
-    document_attributes: dict[str, list[int]]
-    held: Held
-
-
-class HeldOut(TypedDict):
-    """What validation tells callbacks of a batch: the cross-entropy ``losses`` [B, L] of its targets, in nats.
-
-    ``counted`` [B, L] tells which are targets: the others' loss is 0.
-    """
-
-    losses: Tensor
-    counted: Tensor
 
 
 class HybridLM(pl.LightningModule):
@@ -73,10 +50,14 @@ class HybridLM(pl.LightningModule):
     Args:
         patterns: what a layer may see, by the name that the schedule uses.
         schedule: the name of each layer's pattern, as in "10*local, 12*full, 10*local", or a builder.
+        evaluated: for names of patterns, the name of the pattern that such layers have in eval mode instead: when
+            validated, exported, loaded by `from_checkpoint`, and wherever a callback looks at what the model says.
         preset: the decoder's shape, by name (`lg.models.presets`); "tiny" by default.
-        pretrained: a folder of transformers, from which shape and first weights are taken, instead of a preset.
+        pretrained: a folder of transformers, a GGUF file or a checkpoint, from which shape and first weights are taken,
+            instead of a preset.
         decoder: fields of `DecoderConfig` that differ from the preset, or from what was pretrained.
         rope_scaling: how rotary positions are changed to read further than the preset, or what was pretrained, does.
+        adapter: what is trained in place of all weights, as `LoRA`.
         attention: "auto", or the name of one implementation, which then runs or raises.
         learning_rate: the peak of AdamW's learning rate.
         lr_schedule: how it runs over the steps; a cosine after 100 steps of warm-up by default.
@@ -100,10 +81,12 @@ class HybridLM(pl.LightningModule):
         self,
         patterns: dict[str, Pattern],
         schedule: Schedule | str,
+        evaluated: dict[str, str] | None = None,
         preset: str | None = None,
         pretrained: str | None = None,
         decoder: dict[str, Any] | None = None,
         rope_scaling: RopeScaling | None = None,
+        adapter: Adapter | None = None,
         attention: str = "auto",
         learning_rate: float = 3e-4,
         lr_schedule: LRSchedule | None = None,
@@ -141,12 +124,19 @@ class HybridLM(pl.LightningModule):
         self.name = f"{called} with {told}" if told else called
         self.patterns: Mapping[str, Pattern | MixerSpec] = patterns
         self._check_patterns()
+        self.evaluated = evaluated or {}
+        check_evaluated(self.evaluated, patterns)
+        self.adapter = adapter
+        if adapter is not None:
+            adapter.check(self.decoder_config)
         self.config = plain(
             patterns=patterns,
             schedule=schedule,
+            evaluated=evaluated,
             preset=preset,
             # A checkpoint has weights of its own: of what was pretrained it needs the shape.
             decoder=changes if self.pretrained is None else vars(self.decoder_config),
+            adapter=adapter,
             attention=attention,
             learning_rate=learning_rate,
             lr_schedule=lr_schedule,
@@ -208,9 +198,19 @@ class HybridLM(pl.LightningModule):
                     "(model.init_args.decoder.num_kv_heads)"
                 )
 
+    @property
+    def evaluated_schedule(self) -> list[str]:
+        """The name of each layer's pattern in eval mode."""
+        return [self.evaluated.get(name, name) for name in self.schedule]
+
+    @property
+    def current_schedule(self) -> list[str]:
+        """The name of each layer's pattern in the mode that the module is in."""
+        return self.schedule if self.training else self.evaluated_schedule
+
     def _check_attributes(self, told: Collection[str]) -> None:
         """Refuses a pattern that asks of documents what the data does not tell."""
-        for name in dict.fromkeys(self.schedule):
+        for name in dict.fromkeys((*self.schedule, *self.evaluated_schedule)):
             pattern = self.patterns[name]
             missing = set(pattern.attributes) - {"length", *told} if isinstance(pattern, Pattern) else set()
             if missing:
@@ -226,12 +226,21 @@ class HybridLM(pl.LightningModule):
         """Builds the decoder, once, on the device and in the type that the trainer asks for."""
         if self.decoder is not None:
             return
-        mixers = [self.patterns[name] for name in self.schedule]
+        names = zip(self.schedule, self.evaluated_schedule, strict=True)
+        mixers = [in_both_modes(self.patterns[a], self.patterns[b], self.attention) for a, b in names]
         # A strategy for many devices shards each part before the next one is made.
         place = None if self._trainer is None else getattr(self._trainer.strategy, "place", None)
-        fill = None if self.pretrained is None else self.pretrained.fill
-        self.decoder = Decoder(self.decoder_config, mixers, self.attention, place, fill)
+        self.decoder = Decoder(self.decoder_config, mixers, self.attention, place, self._fill)
+        # Its parts follow the module's mode, of which what layers see may hang.
+        self.decoder.train(self.training)
         wrap(self.decoder, self.memory, self.compile_blocks)
+
+    def _fill(self, part: torch.nn.Module, name: str, config: DecoderConfig) -> None:
+        """Gives a part of the decoder its first weights, and what the adapter adds; then it is placed."""
+        fill = draw if self.pretrained is None else self.pretrained.fill
+        fill(part, name, config)
+        if self.adapter is not None:
+            self.adapter.adapt(part, name)
 
     @property
     def model(self) -> Decoder:
@@ -244,7 +253,7 @@ class HybridLM(pl.LightningModule):
     @property
     def grid(self) -> int:
         """The block that every pattern of the schedule counts in: where documents best begin at a multiple of it."""
-        used = [self.patterns[name] for name in dict.fromkeys(self.schedule)]
+        used = [self.patterns[name] for name in dict.fromkeys((*self.schedule, *self.evaluated_schedule))]
         return math.lcm(*(pattern.grid for pattern in used if isinstance(pattern, Pattern)))
 
     def setup(self, stage: str) -> None:
@@ -262,11 +271,27 @@ class HybridLM(pl.LightningModule):
                 f"model.init_args.decoder.vocab_size: {self.decoder_config.vocab_size} is not allowed; the tokenizer "
                 f"has {vocab_size} tokens, so it must be at least that (data.init_args.tokenizer)"
             )
+        self._tell_small_theta(getattr(datamodule, "num_positions", getattr(datamodule, "row_length", 0)))
         # Not in configure_model, where tensors are made on the device and in its precision.
         if self.asked_memory == "auto" and self.decoder is None:
             self.memory = auto_memory(
-                self.trainer, self.decoder_config, self.schedule, self.patterns, self.compile_blocks
+                self.trainer, self.decoder_config, self.schedule, self.patterns, self.compile_blocks, self.adapter
             )
+
+    def _tell_small_theta(self, num_positions: int) -> None:
+        """Warns where rows reach further than what was pretrained, and its rotary positions were left as they are."""
+        known = None if self.pretrained is None else self.pretrained.longest
+        config = self.decoder_config
+        if self.pretrained is None or not known or num_positions <= known or config.rope_scaling is not None:
+            return
+        least = ntk_theta(self.pretrained.config.rope_theta, num_positions / known, config.head_width)
+        if config.rope_theta < least:
+            log.warning(
+                "model.init_args.decoder.rope_theta: %g is small for %d positions, where %s is made for %d: by the NTK "
+                "rule, theta * (L / L0) ** (D / (D - 2)), it is %.3g, and %.3g, twice that, is ProLong's; or give a "
+                "model.init_args.rope_scaling",
+                config.rope_theta, num_positions, self.name.partition(" with ")[0], known, least, 2 * least,
+            )  # fmt: skip
 
     def forward(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
         """Logits [B, L, V] of the token after each of tokens [B, L]; each row is one document unless told otherwise."""
@@ -279,7 +304,7 @@ class HybridLM(pl.LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss in nats, and the number of targets that it sums over."""
         targets, documents = self._targets(batch)
-        loss = self.model.loss(batch["tokens"], targets, documents, batch.get("held"))
+        loss = self.model.loss(batch["tokens"], targets, documents, batch.get("held"), batch.get("positions"))
         return loss, (targets != IGNORED).sum()
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Documents]:
@@ -298,7 +323,7 @@ class HybridLM(pl.LightningModule):
             ValueError: if a pattern shows every query what comes next, so that nothing is left to learn.
         """
         length = targets.shape[1] if held is None else documents.length
-        for name in dict.fromkeys(self.schedule):
+        for name in dict.fromkeys(self.current_schedule):
             pattern = self.patterns[name]
             if not isinstance(pattern, Pattern) or length <= self._causal_up_to.get(name, 0):
                 continue
@@ -375,19 +400,8 @@ class HybridLM(pl.LightningModule):
             self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
 
     def configure_optimizers(self) -> OptimizerLRSchedulerConfig:
-        """AdamW, fused where torch can, with the learning rate's schedule stepped at every step."""
-        decayed = {id(m.weight) for m in self.model.modules() if isinstance(m, torch.nn.Linear)}
-        if not self.decoder_config.tied_embeddings:
-            decayed.add(id(self.model.head.weight))
-        # A fused step takes no mixture of weights that are whole with such that lie on many devices in parts.
-        groups = [
-            {
-                "params": [p for p in self.parameters() if type(p) is kind and (id(p) in decayed) == decays],
-                "weight_decay": decay,
-            }
-            for kind in dict.fromkeys(map(type, self.parameters()))
-            for decays, decay in ((True, self.weight_decay), (False, 0.0))
-        ]
+        """AdamW of what is trained, fused where torch can, with the learning rate's schedule stepped at every step."""
+        groups = parameter_groups(self, self.learning_rate, self.weight_decay, self.adapter)
         # A fused step unscales by itself, after norms were taken and clipped.
         fused = self.device.type in ("cpu", "cuda", "mps") and self.trainer.precision != "16-mixed"
         optimizer = torch.optim.AdamW(groups, lr=self.learning_rate, betas=self.betas, fused=fused)
@@ -408,7 +422,7 @@ class HybridLM(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> HeldOut:
         """Adds a batch of held-out targets to the mean; callbacks are told the loss of each."""
         targets, documents = self._targets(batch)
-        losses = self.model.token_losses(batch["tokens"], targets, documents, batch.get("held"))
+        losses = self.model.token_losses(batch["tokens"], targets, documents, batch.get("held"), batch.get("positions"))
         counted = targets != IGNORED
         num_targets = counted.sum()
         self.val_loss.update(losses.sum() / num_targets.clamp(min=1), num_targets)
@@ -446,6 +460,8 @@ class HybridLM(pl.LightningModule):
     def from_checkpoint(cls, path: str) -> HybridLM:
         """A model as it was trained, from a file of Lightning's: configuration, weights, nothing else needed.
 
+        It is in eval mode: layers see what `evaluated` says.
+
         Raises:
             ValueError: if the file is not a checkpoint of lg's, or of a later format, or a folder of many files.
         """
@@ -457,4 +473,10 @@ class HybridLM(pl.LightningModule):
         module = cls(**from_plain(load(checkpoint)))
         module.configure_model()
         module.load_state_dict(checkpoint["state_dict"])
-        return module
+        return module.eval()
+
+    @property
+    def plain_weights(self) -> dict[str, Tensor]:
+        """Weights of a decoder without an adapter that computes the same, by the decoder's own names."""
+        weights: dict[str, Tensor] = self.model.state_dict()
+        return weights if self.adapter is None else self.adapter.merged(weights)

@@ -22,6 +22,7 @@ from typing import Protocol
 from lg.attention import Pattern
 from lg.attention.cost import AttentionCost
 from lg.attention.part import GRID
+from lg.models.adapters import Adapter
 from lg.models.config import DecoderConfig
 from lg.models.cost import scheduled
 from lg.models.devices import FILLED, Device
@@ -117,6 +118,7 @@ class Planned:
         share: what a device has of a batch; None where no sequence is shared.
         device: each of the devices.
         host_limit: bytes that a device may fill of its host's memory; None for all that it needs.
+        adapter: what is trained in place of all weights.
     """
 
     config: DecoderConfig
@@ -128,6 +130,7 @@ class Planned:
     share: Share | None
     device: Device
     host_limit: int | None = None
+    adapter: Adapter | None = None
 
     @property
     def num_tokens(self) -> int:
@@ -157,7 +160,10 @@ class Planned:
         """What comes of one way."""
         run = self.run
         keys = 0 if self.share is None else self.num_tokens + self.share.received_at_once
-        setup = Setup(self.config, memory, run.precision, self.num_tokens, run.num_shards, run.num_batches, keys)
+        adapted = None if self.adapter is None else self.adapter.counted(self.config)
+        setup = Setup(
+            self.config, memory, run.precision, self.num_tokens, run.num_shards, run.num_batches, keys, adapted
+        )
         held = footprint(setup)
         fits = held.peak <= self.limit and (self.host_limit is None or held.host <= self.host_limit)
         most = longest(setup, self.limit, GRID, self.host_limit) * run.context

@@ -13,6 +13,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from lg.attention import Documents, Pattern
+from lg.models.adapters import Adapter
 from lg.models.config import DecoderConfig
 from lg.models.devices import Device, of_kind
 from lg.models.footprint import PRECISIONS
@@ -50,7 +51,12 @@ def own_device(trainer: pl.Trainer, unknown: Device | None) -> Device | None:
 
 
 def planned_run(
-    trainer: pl.Trainer, config: DecoderConfig, layers: Sequence[Pattern], compile: bool, on: Device
+    trainer: pl.Trainer,
+    config: DecoderConfig,
+    layers: Sequence[Pattern],
+    compile: bool,
+    on: Device,
+    adapter: Adapter | None = None,
 ) -> Planned:
     """A plan of what the trainer is about to run; the same on all ranks, which must all ask for it.
 
@@ -60,6 +66,7 @@ def planned_run(
         layers: what each layer sees: `plannable` ones.
         compile: whether blocks are compiled.
         on: this rank's device. The least memory that one has counts for all.
+        adapter: what is trained in place of all weights.
 
     Raises:
         ValueError: naming what cannot be planned.
@@ -76,7 +83,8 @@ def planned_run(
     per_device = int(_HOST_SHARE * host_memory()) // trainer.num_devices
     own = torch.tensor([on.memory, per_device], dtype=torch.int64, device=trainer.strategy.root_device)
     memory, host = torch.as_tensor(trainer.strategy.reduce(own, reduce_op="min")).tolist()
-    return Planned(config, layers, compile, run, rows, row_length, share, replace(on, memory=memory), host)
+    device = replace(on, memory=memory)
+    return Planned(config, layers, compile, run, rows, row_length, share, device, host, adapter)
 
 
 def _training(trainer: pl.Trainer) -> Training:

@@ -17,9 +17,10 @@ from lg.attention.pattern import Pattern
 from lg.attention.patterns import Causal
 from lg.attention.rates import kind
 from lg.attention.rates.table import Rate, shipped
+from lg.models.adapters import adapter_work
 from lg.models.cost import ModelCost
 from lg.models.devices import DEVICES, LINK_REACHED, MEMORY_REACHED, Device
-from lg.models.footprint import Setup, num_parameters
+from lg.models.footprint import Setup
 from lg.models.wrap import recomputed_weights
 
 # Bytes that elementwise operations read and write for an element of the stream, of q and k, and of the MLP: forward,
@@ -76,7 +77,7 @@ def step_time(setup: Setup, work: Work, device: Device) -> StepTime:
     """What one step takes on the busiest device."""
     c, memory, e, n = setup.config, setup.memory, setup.precision.element, setup.num_tokens
     rate, bandwidth, link = device.matmul(e), MEMORY_REACHED * device.bandwidth, LINK_REACHED * device.link
-    linear = ModelCost(c, n, ()).training_flops / rate
+    linear = (ModelCost(c, n, ()).training_flops + n * adapter_work(setup.adapted)) / rate
     again = 2 * recomputed_weights(c, memory, work.compile) * n / rate
     stream, heads, ffn = _COMPILED if work.compile else _EAGER
     features = stream * c.width + heads * (c.num_heads + c.num_kv_heads) * c.head_width + ffn * c.ffn_width
@@ -89,13 +90,14 @@ def step_time(setup: Setup, work: Work, device: Device) -> StepTime:
     # Forward, once more before the backward pass, and the gradients back.
     exchange = 3 * work.exchanged / link
     hidden = linear + work.attention + again + 3 * forward
-    weights = num_parameters(c) if setup.num_shards is not None and setup.num_shards > 1 else 0
     # Gathered twice; gradients are sent in float32, once a step.
-    sent = weights * (2 * e + 4 / setup.num_batches) / link
+    sent = (setup.num_weights * 2 * e + setup.num_trained * 4 / setup.num_batches) / link
+    if setup.num_shards is None or setup.num_shards == 1:
+        sent = 0.0
     # There and back.
     away = 2 * c.num_layers * n * c.width * e / (LINK_REACHED * device.host_link) if memory.offload else 0.0
     waiting = max(0.0, sent - hidden) + max(0.0, away - hidden)
-    own = num_parameters(c) / (setup.num_shards or 1)
+    own = setup.num_trained / (setup.num_shards or 1)
     # Weight, gradient and two moments are read, all but the gradient written.
     optimizer = 7 * own * setup.precision.weight / bandwidth
     batches = setup.num_batches

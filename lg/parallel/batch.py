@@ -26,16 +26,17 @@ def own_part(
     """What a rank computes of a batch.
 
     Args:
-        batch: "tokens" and "targets" [B, L], the same on every rank of the context group; "document_starts" in the
-            sequence of B * L tokens, and what else tells of documents. Stays as it is.
+        batch: "tokens", "targets" and, if there are any, "positions" [B, L], the same on every rank of the context
+            group; "document_starts" in the sequence of B * L tokens, and what else tells of documents. Stays as it is.
         layers: what each layer sees.
         num_kv_heads: KV heads of a layer.
         num_ranks: how many share the sequence.
         rank: which of them this is.
 
     Returns:
-        The batch with "tokens" and "targets" [1, n], and which tokens these are of the sequence. Everything else is of
-        the whole sequence, which may have been filled up with a document of padding at its end, to N.
+        The batch with "tokens", "targets" and "positions" [1, n], and which tokens these are of the sequence.
+        Everything else is of the whole sequence, which may have been filled up with a document of padding at its end,
+        to N.
     """
     length = batch["tokens"].numel()
     whole = {**batch}
@@ -49,8 +50,9 @@ def own_part(
     starts, attributes = whole["document_starts"], whole.get("document_attributes", {})
     documents = Documents(length + num_padding, starts, attributes)
     held = Held(split(documents, layers, num_kv_heads, num_ranks), rank)
-    for name, filling in (("tokens", 0), ("targets", _IGNORED)):
-        whole[name] = F.pad(batch[name].flatten(), (0, num_padding), value=filling)[held.tokens][None]
+    for name, filling in (("tokens", 0), ("targets", _IGNORED), ("positions", 0)):
+        if name in batch:
+            whole[name] = F.pad(batch[name].flatten(), (0, num_padding), value=filling)[held.tokens][None]
     return whole, held
 
 
@@ -64,7 +66,9 @@ def check_alike(batch: Mapping[str, Any], group: dist.ProcessGroup, device: torc
     places = torch.arange(1, len(tokens) + 1, device=tokens.device)
     # Of batches that differ, sums weighted by place differ too; but for bad luck.
     starts = sum(number * start for number, start in enumerate(batch["document_starts"]))
-    own = torch.tensor([len(tokens), int((tokens * places).sum()), starts], device=device)
+    # Fractions as integers, whose sum has no order.
+    turned = (batch["positions"].flatten().double() * 4096).long() if "positions" in batch else places
+    own = torch.tensor([len(tokens), int((tokens * places).sum()), starts, int((turned * places).sum())], device=device)
     everyone = [torch.empty_like(own) for _ in range(dist.get_world_size(group))]
     dist.all_gather(everyone, own, group=group)
     # Asked of all, so that all end.

@@ -64,6 +64,19 @@ def missing_part(folder: Path) -> str | None:
     return None
 
 
+def shapes_in(checkpoint: Path) -> dict[str, tuple[int, ...]]:
+    """The shape of each weight in a checkpoint, a file or a folder, by its name; no weight is read."""
+    if checkpoint.is_dir():
+        index = FileSystemReader(checkpoint).read_metadata()
+        return {
+            name.removeprefix("state_dict."): tuple(kept.size)
+            for name, kept in index.state_dict_metadata.items()
+            if name.startswith("state_dict.") and isinstance(kept, TensorStorageMetadata)
+        }
+    content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+    return {name: tuple(tensor.shape) for name, tensor in content["state_dict"].items()}
+
+
 class _Told(DefaultLoadPlanner):
     """Reads what the flat mapping asks for, and tells how much of it there is already."""
 

@@ -34,6 +34,8 @@ PATTERNS: list[Pattern] = [
     Chunked(chunk=64),
     ShiftedGroups(group=128, num_kv_heads=2),
     ShiftedGroups(group=50, num_kv_heads=4),
+    ShiftedGroups(group=32, num_kv_heads=3),
+    ShiftedGroups(group=34, num_kv_heads=3, shifted=2),
     PrefixLM(),
     GlobalTokens(count=70),
     GlobalTokens(count=0),

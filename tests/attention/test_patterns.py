@@ -24,6 +24,7 @@ from lg.attention import (
     SinkWindow,
     Strided,
     Window,
+    attend,
 )
 from lg.attention.pattern import NAMES
 from lg.testing import check_pattern
@@ -112,6 +113,29 @@ def test_half_the_heads_see_groups_shifted_by_half_a_group_and_none_wraps_around
         for h in heads:
             want = torch.tensor([max(f for f in firsts if f <= i) for i in range(16)])
             assert torch.equal(pattern.mask(q[:, None], q, h), (q >= want[:, None]) & (q <= q[:, None]))
+
+
+@pytest.mark.parametrize(("heads", "last"), [(2, 1), (4, 2), (3, 1), (3, 2)])
+def test_shifted_groups_attend_as_rolled_and_reshaped(heads: int, last: int) -> None:
+    """LongLoRA's own way: the last heads' tokens rolled by half a group, all cut into groups, and rolled back.
+
+    What a rolled group has of both ends of the sequence is kept apart here.
+    """
+    length, group, per_head = 24, 8, 2
+    q, k, v = (torch.randn(1, n * heads, length, 4, dtype=torch.float64) for n in (per_head, 1, 1))
+    pattern = ShiftedGroups(group, heads, None if last == heads // 2 else last)
+    got = attend(q, k, v, pattern.tiles(Documents(length), heads), "dense")
+    for h in range(heads):
+        roll = group // 2 if h >= heads - last else 0
+        mine = q[0, per_head * h : per_head * (h + 1)], k[0, h : h + 1], v[0, h : h + 1]
+        cut_q, cut_k, cut_v = (x.roll(-roll, 1).unflatten(1, (-1, group)) for x in mine)
+        place = torch.arange(length).roll(-roll).view(-1, group)
+        # A token of the other end of the sequence is farther away than a group is long.
+        near = (place[:, :, None] - place[:, None]).abs() < group
+        seen = near & torch.ones(group, group, dtype=torch.bool).tril()
+        scores = (cut_q @ cut_k.mT / 2).masked_fill(~seen, -torch.inf)
+        want = (scores.softmax(-1) @ cut_v).flatten(1, 2).roll(roll, 1)
+        torch.testing.assert_close(got[0, per_head * h : per_head * (h + 1)], want)
 
 
 def test_a_prefix_is_seen_whole_and_by_all() -> None:
@@ -235,7 +259,9 @@ def test_and_or_see_what_both_or_either_sees() -> None:
         (lambda: Chunked(chunk=0), r"Chunked.chunk=0"),
         (lambda: GlobalTokens(count=-1), r"GlobalTokens.count=-1"),
         (lambda: ShiftedGroups(group=5, num_kv_heads=2), r"ShiftedGroups.group=5 .* even .*init_args.group"),
-        (lambda: ShiftedGroups(group=4, num_kv_heads=3), r"ShiftedGroups.num_kv_heads=3 .* even"),
+        (lambda: ShiftedGroups(group=4, num_kv_heads=1), r"ShiftedGroups.num_kv_heads=1"),
+        (lambda: ShiftedGroups(group=4, num_kv_heads=3, shifted=0), r"ShiftedGroups.shifted=0"),
+        (lambda: ShiftedGroups(group=4, num_kv_heads=3, shifted=3), r"ShiftedGroups.shifted=3 .* below num_kv_heads=3"),
         (
             lambda: PerHead((Causal(),), (0, 1)),
             r"PerHead.heads=\[0, 1\] .* 1 patterns, counted from 0 .*init_args.heads",

@@ -19,6 +19,7 @@ def batch(length: int = 700) -> dict[str, Any]:
     return {
         "tokens": torch.arange(length).view(2, -1),
         "targets": torch.arange(length).view(2, -1) + 1,
+        "positions": torch.arange(length).view(2, -1) / 4,
         "document_starts": [0, 300],
         "document_attributes": {"prefix": [3, 4]},
         "document_padding": [False, True],
@@ -30,12 +31,14 @@ def batch(length: int = 700) -> dict[str, Any]:
 def test_every_token_is_held_once() -> None:
     whole = batch()
     parts = [own_part(whole, LAYERS, 2, 3, rank) for rank in range(3)]
-    tokens, targets = torch.full((768,), -1), torch.full((768,), -1)
+    tokens, targets, positions = torch.full((768,), -1), torch.full((768,), -1), torch.full((768,), -1.0)
     for own, held in parts:
-        assert own["tokens"].shape == own["targets"].shape == (1, 256)
+        assert own["tokens"].shape == own["targets"].shape == own["positions"].shape == (1, 256)
         tokens[held.tokens], targets[held.tokens] = own["tokens"][0], own["targets"][0]
+        positions[held.tokens] = own["positions"][0]
     assert tokens.tolist() == [*range(700), *[0] * 68]
     assert targets.tolist() == [*range(1, 701), *[-100] * 68]
+    assert positions.tolist() == [*(n / 4 for n in range(700)), *[0.0] * 68]
     assert whole["tokens"].shape == (2, 350) and whole["document_starts"] == [0, 300]
 
 
@@ -60,10 +63,12 @@ def read(rank: int, changed: str) -> None:
         own["tokens"] = own["tokens"].flip(0)
     if rank == 1 and changed == "documents":
         own["document_starts"] = [0, 301]
+    if rank == 1 and changed == "positions":
+        own["positions"][1, 7] += 0.25
     check_alike(own, dist.group.WORLD, torch.device("cpu"))
 
 
-@pytest.mark.parametrize("changed", ["tokens", "documents"])
+@pytest.mark.parametrize("changed", ["tokens", "documents", "positions"])
 def test_ranks_that_read_other_data_are_refused(changed: str) -> None:
     with pytest.raises(RankFailed, match="ValueError: data: the ranks that share a sequence"):
         run_ranks(read, 2, changed)

@@ -10,6 +10,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
 from lg.models.pretrained.config import Read, read
 from lg.models.pretrained.gguf import Gguf
+from lg.models.pretrained.saved import open_saved
 from lg.models.pretrained.weights import Folder, Weights, check, load
 
 
@@ -31,11 +33,15 @@ class Pretrained:
         config: its shape.
         sees: what each layer sees, as it was trained.
         weights: its tensors, read when they are asked for.
+        longest: positions that it was made for; None if it does not say.
+        marks: numbers of its special tokens, by the keys of config.json.
     """
 
     config: DecoderConfig
     sees: tuple[Pattern, ...]
     weights: Weights
+    longest: int | None
+    marks: Mapping[str, int | list[int]]
 
     def fill(self, part: nn.Module, name: str, config: DecoderConfig) -> None:
         """Gives one part of a decoder its weights, as `lg.models.decoder.Fill`; the others are not read.
@@ -51,12 +57,19 @@ class Pretrained:
 
 
 def open_pretrained(path: str | Path) -> Pretrained:
-    """Reads what a folder of transformers, or a GGUF file, says of its model; of the weights, only which there are.
+    """Reads what a model says of itself; of the weights, only which there are.
+
+    Args:
+        path: a folder of transformers, a GGUF file, or a checkpoint of lg's own, whose name ends in .ckpt.
 
     Raises:
         ValueError: naming what is missing, damaged, or cannot be honoured.
     """
     folder = Path(path)
+    if folder.suffix == ".ckpt":
+        config, sees, saved = open_saved(folder)
+        check(config, saved)
+        return Pretrained(config, sees, saved, None, {})
     if folder.is_file() or folder.suffix == ".gguf":
         gguf = Gguf(folder)
         return _held(read(gguf.told), gguf)
@@ -75,4 +88,4 @@ def open_pretrained(path: str | Path) -> Pretrained:
 
 def _held(found: Read, weights: Weights) -> Pretrained:
     check(found.config, weights)
-    return Pretrained(found.config, found.sees, weights)
+    return Pretrained(found.config, found.sees, weights, found.longest, found.marks)

@@ -11,12 +11,16 @@ from typing import Any
 
 from lg.attention import Causal, Pattern, Window
 from lg.models.config import DecoderConfig
+from lg.models.pretrained.remote import PREFIX, patterns_of
 from lg.models.rope_scaling import DynamicNTK, Linear, Llama3, RopeScaling, YaRN
 
 Json = Mapping[str, Any]
 
 FAMILIES = ("llama", "mistral", "ministral", "qwen2", "qwen3", "smollm3")
 """Values of ``model_type`` that can be read."""
+
+MARKS = ("bos_token_id", "eos_token_id", "pad_token_id")
+"""Keys of config.json that number special tokens."""
 
 # What a decoder's logits do not depend on.
 _HARMLESS = frozenset((
@@ -65,12 +69,16 @@ class Read:
     Attributes:
         family: its ``model_type``.
         config: the decoder's shape.
-        sees: the pattern of each layer: `Causal`, or a `Window`.
+        sees: the pattern of each layer: `Causal`, or a `Window`; of a folder with a model file of lg's, any.
+        longest: positions that it was made for; None if it does not say.
+        marks: numbers of the tokens that begin and end texts, and that fill rows, by the keys of config.json.
     """
 
     family: str
     config: DecoderConfig
     sees: tuple[Pattern, ...]
+    longest: int | None
+    marks: dict[str, int | list[int]]
 
 
 def read(told: Json) -> Read:
@@ -79,6 +87,11 @@ def read(told: Json) -> Read:
     Raises:
         ValueError: naming the key and the value that cannot be honoured, and what is allowed.
     """
+    own = told.get("lg")
+    if own is not None:
+        # The family's own configuration, and what layers see beside it.
+        kind = str(told.get("model_type")).removeprefix(PREFIX)
+        told = {key: value for key, value in told.items() if key != "lg"} | {"model_type": kind}
     family = told.get("model_type")
     if family not in FAMILIES:
         raise _refusal("model_type", family, f"allowed are {', '.join(FAMILIES)}")
@@ -110,7 +123,13 @@ def read(told: Json) -> Read:
         rope_scaling=scaling,
         no_rope_layers=_no_rope(told, num_layers) if family == "smollm3" else (),
     )
-    return Read(family, config, _sees(told, family, num_layers, config.no_rope_layers))
+    sees = _sees(told, family, num_layers, config.no_rope_layers) if own is None else patterns_of(own)
+    if len(sees) != num_layers:
+        raise _refusal(
+            "lg.schedule", [str(one) for one in sees], f"it must name a pattern for each of {num_layers} layers"
+        )
+    marks = {key: told[key] for key in MARKS if told.get(key) is not None}
+    return Read(family, config, sees, told.get("max_position_embeddings"), marks)
 
 
 def written(config: DecoderConfig, sees: Sequence[Pattern], longest: int) -> dict[str, Any] | None:
@@ -168,7 +187,7 @@ def shape(config: DecoderConfig, family: str, longest: int) -> dict[str, Any]:
         "max_position_embeddings": longest,
         "attention_dropout": 0.0,
         # Where nothing is said, each class has numbers of its own, which may lie outside the vocabulary.
-        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id")),
+        **dict.fromkeys(MARKS),
         # Of version 5 of transformers, and of those before it.
         "rope_parameters": rope,
         "rope_theta": config.rope_theta,

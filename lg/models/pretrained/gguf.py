@@ -43,6 +43,8 @@ _KEYS = {
     "feed_forward_length": "intermediate_size",
     "rope.freq_base": "rope_theta",
 }
+# Tokens that mean something, and what config.json calls their numbers.
+_MARKS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
 # What the tensors, or the keys above, say already.
 _SAID = ("attention.value_length", "rope.dimension_count", "vocab_size")
 
@@ -76,6 +78,9 @@ class Gguf:
             )
         self._tensors = {_name(tensor.name): tensor for tensor in reader.tensors}
         self.told = self._config(known)
+        for own, key in _MARKS.items():
+            if (field := reader.get_field(f"tokenizer.ggml.{own}_token_id")) is not None:
+                self.told[key] = field.contents()
 
     @property
     def names(self) -> frozenset[str]:

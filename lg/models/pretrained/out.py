@@ -1,4 +1,7 @@
-"""Decoders as folders that transformers loads: config.json, and safetensors in one file or several."""
+"""Decoders as folders that transformers loads: config.json, and safetensors in one file or several.
+
+Where transformers has no class for what the layers see, a small model file lies beside them.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,8 @@ from torch import Tensor
 
 from lg.attention import Pattern
 from lg.models.config import DecoderConfig
-from lg.models.pretrained.config import written
+from lg.models.pretrained.config import family_of, shape, written
+from lg.models.pretrained.remote import FILE, remote
 from lg.models.pretrained.weights import INDEX, state
 
 SHARD_BYTES = 5_000_000_000
@@ -26,32 +30,31 @@ def save(
     sees: Sequence[Pattern],
     longest: int,
     shard_bytes: int = SHARD_BYTES,
-    files: Sequence[Path] = (),
+    files: Mapping[str, str | Path] | None = None,
+    marks: Mapping[str, int | list[int]] | None = None,
 ) -> None:
     """Writes a folder from which ``AutoModelForCausalLM.from_pretrained`` makes a model of the same logits.
 
-    It is whole or not there.
+    It is whole or not there. Layers that see something else than everything, or a window of one size, need
+    ``trust_remote_code=True`` there.
 
     Args:
         path: the folder, which must not exist.
         weights: the decoder's, by its own names, in the type that is to be written.
         config: its shape.
-        sees: the pattern of each layer: each `Causal`, or a `Window` of one size.
+        sees: the pattern of each layer.
         longest: positions that it is made for.
         shard_bytes: the most that a file holds, unless a single tensor is larger.
-        files: what else goes into the folder, as those of a tokenizer.
+        files: what else goes into the folder, as a tokenizer's, by name: a text, or a file that is copied.
+        marks: numbers of special tokens, by the keys of config.json.
 
     Raises:
         ValueError: if the folder exists or cannot be written, or transformers has no such model; with what it lacks.
     """
     out = Path(path)
-    told = written(config, sees, longest)
+    told, code = written(config, sees, longest), None
     if told is None:
-        others = ", ".join(dict.fromkeys(str(pattern) for pattern in sees))
-        raise ValueError(
-            f"model.init_args.patterns: transformers cannot say what these layers see: {others}; it knows Causal, and "
-            "windows of one size"
-        )
+        told, code = remote(shape(config, family_of(config), longest), config, sees)
     if out.exists():
         raise ValueError(f"{str(out)!r} exists; a folder that does not is needed")
     aside = out.with_name(f".{uuid.uuid4().hex}.part")
@@ -60,9 +63,15 @@ def save(
         aside.mkdir()
         _write_weights(aside, dict(state(weights, config)), shard_bytes)
         dtype = str(weights["embedding.weight"].dtype).removeprefix("torch.")
-        (aside / "config.json").write_text(json.dumps({**told, "dtype": dtype, "torch_dtype": dtype}, indent=2) + "\n")
-        for file in files:
-            shutil.copyfile(file, aside / file.name)
+        told |= {**(marks or {}), "dtype": dtype, "torch_dtype": dtype}
+        (aside / "config.json").write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        if code is not None:
+            (aside / FILE).write_text(code, encoding="utf-8")
+        for name, content in (files or {}).items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, aside / name)
+            else:
+                (aside / name).write_text(content, encoding="utf-8")
         aside.rename(out)
     except OSError as error:
         raise ValueError(f"{str(out)!r} cannot be written: {error.strerror or error}") from error

@@ -51,6 +51,17 @@ class Folder:
         with safe_open(self._file_of[name], framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of one tensor, without reading it."""
+        from safetensors import safe_open
+
+        with safe_open(self._file_of[name], framework="pt") as file:
+            return tuple(file.get_slice(name).get_shape())
+
+    def file_of(self, name: str) -> Path:
+        """Where a tensor lies."""
+        return self._file_of[name]
+
 
 def names(config: DecoderConfig) -> dict[str, str]:
     """What transformers calls each weight of a decoder: lg's name to that; a tied head is not named."""

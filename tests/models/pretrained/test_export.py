@@ -11,7 +11,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lg.attention import Causal, Documents, Pattern, SinkWindow, Window
+from lg.attention import Causal, Documents, Pattern, Window
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
 from lg.models.pretrained import open_pretrained
@@ -88,8 +88,6 @@ def test_there_and_back(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "sees", "said"),
     [
-        (CONFIG, [SinkWindow(window=9)] * 4, r"cannot say what these layers see: SinkWindow\(window=9"),
-        (CONFIG, [Window(window=9), Window(window=8)] * 2, "windows of one size"),
         (replace(CONFIG, qk_norm=True, qkv_bias=True), FULL, "no class that has at once what qwen2 and qwen3 have"),
         (replace(CONFIG, qkv_bias=True, head_width=16), FULL, "head_width: 16 is not allowed for qwen2"),
         (replace(CONFIG, rope_scaling=DynamicNTK(2.0, 64)), FULL, "cannot be exported"),
