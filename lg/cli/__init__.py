@@ -25,7 +25,9 @@ COMMANDS = {
     "plan": "predict memory and time of training on GPUs, without one",
     "patterns": "draw what layers may see: every pattern, or those of a configuration",
     "consolidate": "make one file of a checkpoint that many devices wrote into a folder",
+    "import": "write a pretrained model as a folder to train from, its tokenizer beside it",
     "export": "write a trained model as a folder that transformers loads",
+    "merge": "write the weighted average of models of one shape",
     "data": "fetch real texts and tokenizers, and list those that there are",
     "check": "find out whether attention is right on this machine, in every way that a model would use it",
     "bench": "time attention, implementation by implementation, or whole training steps",
@@ -33,8 +35,9 @@ COMMANDS = {
 
 # Commands that need no Trainer: each has a module with a `run` of its own.
 _MODULES = {
-    name: f"lg.cli.{name}" for name in ("cost", "plan", "patterns", "consolidate", "export", "data", "check", "bench")
-}
+    name: f"lg.cli.{name}"
+    for name in ("cost", "plan", "patterns", "consolidate", "export", "merge", "data", "check", "bench")
+} | {"import": "lg.cli.import_"}
 
 _SHOWN = 400  # characters of the beginning and of the end of a message
 
@@ -48,6 +51,7 @@ commands:
   lg fit --config configs/hybrid.yaml                           the flagship, on this machine
   lg fit --config configs/hybrid.yaml --trainer.max_steps=20    any key of the YAML is an option
   lg fit --config configs/hybrid.yaml --print_config            the whole configuration, resolved
+  lg fit --config stages.yaml --stage 64k                       one stage, of a YAML that lists stages
   lg fit --help                                                 every option
   lg cost --config configs/hybrid.yaml --lengths 32K,1M         what it costs there
   lg plan --config configs/hybrid.yaml --devices 4              what it would hold on four GPUs

@@ -13,8 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from lg.cli.bench import Parser, number
-from lg.cli.configuration import Config, gather
+from lg.cli.configuration import Config
 from lg.cli.lengths import tokens_in
+from lg.cli.stages import gather_stage
 from lg.cli.written import file_for, write
 from lg.monitor.logged import Logged
 
@@ -78,7 +79,7 @@ def run(words: list[str]) -> None:
     if warm_up >= steps:
         raise ValueError(f"--warm_up: {warm_up} is not allowed; it must be below --steps, {steps}")
     figures = file_for(own.json, "--json", ".json")
-    config, options = gather(rest)
+    config, options = gather_stage(rest)
     lengths = [tokens_in(word, "--lengths") for word in own.lengths.split(",")] if own.lengths else [_length(config)]
     schedules = [None] if own.schedules is None else [word.strip() for word in own.schedules.split("|")]
     print(_HEAD, flush=True)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from jsonargparse import Namespace
+from jsonargparse import Namespace, get_loader
 from lightning.pytorch import LightningDataModule, Trainer
 from lightning.pytorch.cli import ArgsType, LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import TensorBoardLogger
@@ -25,11 +25,13 @@ import lg.data
 import lg.monitor  # noqa: F401
 from lg.cli import COMMANDS
 from lg.cli.complaint import explain
-from lg.cli.configuration import as_argument, gather
+from lg.cli.configuration import Config, as_argument, gather
 from lg.cli.given import overlay
 from lg.cli.last import checkpoint_folder, damage_of, go_on_in, index_of, newest_checkpoint
 from lg.cli.nulls import misplaced_null
 from lg.cli.saved_config import SavedConfig
+from lg.cli.stage_run import StageRun, enter, run_all
+from lg.cli.stages import Stage, chosen, option, take_stages
 from lg.cli.trouble import Refused, refusals_told, troubles_told
 from lg.models.hybrid import HybridLM
 
@@ -83,6 +85,8 @@ def run(args: list[str]) -> None:
 class Command(LightningCLI):
     """One run of ``lg fit`` or ``lg validate``."""
 
+    stage_run: StageRun | None = None
+
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer's methods that are commands, each with the parameters that are no options."""
@@ -92,7 +96,41 @@ class Command(LightningCLI):
         """Merges the YAML files, then lets the parser read them and the options."""
         assert isinstance(args, list)
         command, *words = args
+        name, words = option(words, "stage")
+        run, words = option(words, "run")
         files, options = gather(words)
+        stages = take_stages(files)
+        asks = {"-h", "--help"} & set(words) or any(word.startswith("--print_config") for word in words)
+        if stages and name is None and command == "fit" and not asks:
+            each = [(stage, self._parse(parser, command, files, stage, options)) for stage in stages]
+            raise SystemExit(run_all(each, run, words))
+        stage = chosen(stages, name)
+        config = self._parse(parser, command, files, stage, options)
+        if stage is not None and not asks:
+            data = get_loader("yaml")(self._parser(command).dump(config, skip_none=False)).get("data")
+            self.stage_run = enter(stages, stage, run, command, config, data)
+        elif run is not None:
+            raise Refused(f"--run: {run!r} is not allowed; the configuration has no stages")
+        checkpoint = config.get("ckpt_path")
+        if checkpoint == "last":
+            config["ckpt_path"] = self._last(command, config["trainer"])
+        elif checkpoint is not None and checkpoint not in ("best", "hpc"):
+            self._check(str(checkpoint))
+
+    def _parse(
+        self, parser: LightningArgumentParser, command: str, files: Config, stage: Stage | None, options: list[str]
+    ) -> Namespace:
+        """Has the parser read the files, or a stage of theirs, and the options: the command's own part."""
+        if stage is None:
+            return self._parse_merged(parser, command, files, options)
+        try:
+            return self._parse_merged(parser, command, stage.over(files), options)
+        except Refused as error:
+            raise Refused(stage.placed(str(error))) from error
+
+    def _parse_merged(
+        self, parser: LightningArgumentParser, command: str, files: Config, options: list[str]
+    ) -> Namespace:
         self.given = overlay(files, options)
         if files:
             options = ["--config", as_argument(files), *options]
@@ -103,14 +141,10 @@ class Command(LightningCLI):
             self.config = parser.parse_args([command, *options])
         except argparse.ArgumentError as error:
             raise Refused(explain(error.message, self.given, ROOTS)) from error
-        config = self.config[command]
+        config: Namespace = self.config[command]
         if place := misplaced_null(config, ROOTS):
             raise Refused(f"{'.'.join(place)}: null is not allowed; it needs a value, or must be left out")
-        checkpoint = config.get("ckpt_path")
-        if checkpoint == "last":
-            config["ckpt_path"] = self._last(command, config["trainer"])
-        elif checkpoint is not None and checkpoint not in ("best", "hpc"):
-            self._check(str(checkpoint))
+        return config
 
     def _check(self, checkpoint: str) -> None:
         """Refuses what no run can go on from."""
@@ -136,6 +170,8 @@ class Command(LightningCLI):
         """Builds data, model and trainer; what a constructor refuses is the user's to change."""
         with refusals_told(self.given):
             super().instantiate_classes()
+        if self.stage_run is not None and self.stage_run.begin is not None:
+            self.trainer.callbacks.insert(0, self.stage_run.begin)  # type: ignore[attr-defined]  # its connectors set it
 
     def _run_subcommand(self, subcommand: str) -> None:
         with troubles_told(self.given, self.trainer):
@@ -164,7 +200,9 @@ class Command(LightningCLI):
                 logger._kwargs["purge_step"] = step
 
     def after_fit(self) -> None:
-        """Says where the results are, and what to type next."""
+        """Says where the results are, and what to type next; of a stage with another behind it, only that it ended."""
+        if self.stage_run is not None and not self.stage_run.end(self.trainer):
+            return
         words = closing_words(self.trainer)  # on every rank: where a run logs is agreed upon
         if self.trainer.is_global_zero:
             print(words)

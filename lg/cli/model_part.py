@@ -11,8 +11,9 @@ from lightning.pytorch.cli import LightningArgumentParser
 
 from lg.cli.commands import PARSER_OPTIONS, ROOTS, Command
 from lg.cli.complaint import explain
-from lg.cli.configuration import FLAGS, Config, as_argument, gather
+from lg.cli.configuration import FLAGS, Config, as_argument
 from lg.cli.given import overlay
+from lg.cli.stages import gather_stage
 from lg.cli.trouble import Refused, refusals_told
 from lg.models.hybrid import HybridLM
 
@@ -46,7 +47,7 @@ def read_model(parser: LightningArgumentParser, words: list[str], own: list[str]
     Raises:
         Refused: when the input is at fault.
     """
-    files, options = gather(words)
+    files, options = gather_stage(words)
     unread = {key: files.pop(key) for key in sections() - {"model"} if key in files}
     given = overlay(files, options)
     if files:

@@ -65,7 +65,7 @@ def _planned(model: HybridLM, how: Training, rows: int, row_length: int, on: Dev
     if how.context > 1:
         documents = Documents(rows * row_length, range(0, rows * row_length, row_length))
         part = share(documents, layers, config.num_kv_heads, how.context)
-    return Planned(config, layers, model.compile_blocks, how, rows, row_length, part, on)
+    return Planned(config, layers, model.compile_blocks, how, rows, row_length, part, on, adapter=model.adapter)
 
 
 def _rows(unread: Config) -> tuple[int, int]:

@@ -34,7 +34,7 @@ _NO_MEMORY = re.compile(
     r"|array is too big|Maximum allowed dimension exceeded|Overflow when unpacking long|int too (big|large) to convert"
 )
 # What names a key already.
-_KEY = re.compile(r"\b(model|data|trainer)\.\w|^ckpt_path|^LG_CACHE")
+_KEY = re.compile(r"\b(model|data|trainer)\.\w|^ckpt_path|^stages|^LG_CACHE")
 
 
 class Refused(ValueError):

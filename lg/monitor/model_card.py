@@ -29,7 +29,9 @@ def card(module: HybridLM) -> str:
     """The schedule as it was built, then parameters by part."""
     lines = [f"schedule   {written(module.schedule)}"]
     for name in dict.fromkeys(module.schedule):
-        lines.append(f"  {name:<8} {module.patterns[name]}  layers {_ranges(module.schedule, name)}")
+        other = module.evaluated.get(name, name)
+        told = "" if other == name else f"; {other} in evaluation: {module.patterns[other]}"
+        lines.append(f"  {name:<8} {module.patterns[name]}  layers {_ranges(module.schedule, name)}{told}")
     model = module.model
     parts = {"embedding": model.embedding, "blocks": model.blocks, "norm": model.norm, "head": model.head}
     seen: set[int] = set()
@@ -40,6 +42,8 @@ def card(module: HybridLM) -> str:
         lines.append(f"  {name:<10} {sum(fresh.values()):>15,}{tied}")
         seen |= fresh.keys()
     lines.append(f"  {'total':<10} {sum(p.numel() for p in module.parameters()):>15,}")
+    if module.adapter is not None:
+        lines.append(f"  {'trained':<10} {sum(p.numel() for p in module.parameters() if p.requires_grad):>15,}")
     return "\n".join(lines)
 
 

@@ -145,7 +145,7 @@ def drawing(found: Score, step: int) -> Image:
 def _shown_answers(hay: Haystack, module: HybridLM) -> Pattern | None:
     """A pattern that shows some answer before it is asked for, if there is one."""
     heads = module.decoder_config.num_kv_heads
-    for name in dict.fromkeys(module.schedule):
+    for name in dict.fromkeys(module.evaluated_schedule):
         pattern = module.patterns[name]
         if not isinstance(pattern, Pattern):
             continue

@@ -74,8 +74,8 @@ class Occasional(pl.Callback, ABC):
 
 
 def asked_of_documents(module: HybridLM) -> set[str]:
-    """What the scheduled patterns ask of documents besides their length, as ``doc.prefix``."""
-    patterns = [module.patterns[name] for name in module.schedule]
+    """What patterns in evaluation ask of documents besides their length, as ``doc.prefix``."""
+    patterns = [module.patterns[name] for name in module.evaluated_schedule]
     return {name for p in patterns if isinstance(p, Pattern) for name in p.attributes} - {"length"}
 
 

@@ -33,7 +33,9 @@ class Predicted(StepCallback):
             return
         try:
             layers = plannable(pl_module.schedule, pl_module.patterns)
-            planned = planned_run(trainer, pl_module.decoder_config, layers, pl_module.compile_blocks, on)
+            planned = planned_run(
+                trainer, pl_module.decoder_config, layers, pl_module.compile_blocks, on, pl_module.adapter
+            )
         except ValueError as reason:
             rank_zero_info(f"Predicted stays away: {reason}")
             return

@@ -152,9 +152,14 @@ def _what_ran(trainer: pl.Trainer, module: pl.LightningModule) -> list[tuple[str
         used = dict.fromkeys(module.schedule)
         rows.append(("schedule", written(module.schedule)))
         rows.append(("patterns", "; ".join(f"{name}: {module.patterns[name]}" for name in used)))
+        if module.evaluated:
+            rows.append(("in evaluation", "; ".join(f"{name}: {other}" for name, other in module.evaluated.items())))
         shape = module.decoder_config
         rows.append(("decoder", f"{shape.num_layers} layers of width {shape.width}, vocabulary {shape.vocab_size:,}"))
-    rows.append(("parameters", f"{sum(p.numel() for p in module.parameters()):,}"))
+    told = f"{sum(p.numel() for p in module.parameters()):,}"
+    if isinstance(module, HybridLM) and module.adapter is not None:
+        told += f", {sum(p.numel() for p in module.parameters() if p.requires_grad):,} of them trained"
+    rows.append(("parameters", told))
     data = text_data(trainer)
     if data is not None:
         kinds = ", ".join(type(part).__name__ for part in (data.tokenizer, data.packing))

@@ -27,8 +27,8 @@ class Work(TimedCallback):
     """Logs the work of training, forward and backward, as rates of one device.
 
     - ``work/visible_TFLOP_per_s`` is useful work: six operations for each weight (the embedding's look-up left out, the
-      head counted) and token of text, and attention on exactly the pairs of query and key that each layer sees in the
-      batch's documents; padding is not useful.
+      head counted; four for one that an adapter freezes) and token of text, and attention on exactly the pairs of query
+      and key that each layer sees in the batch's documents; padding is not useful.
     - ``work/executed_TFLOP_per_s`` is what runs: padding too, attention's tiles whole, as the implementation takes
       them, and what the backward pass computes again.
     - ``work/dense_equivalent_TFLOP_per_s`` is the useful work of full causal attention within each document in every
@@ -142,4 +142,5 @@ def _costs(module: HybridLM, dtype: torch.dtype) -> BatchCosts:
         implementation,
         recomputed_weights(config, module.memory, module.compile_blocks),
         module.memory.recompute == "blocks",
+        None if module.adapter is None else module.adapter.counted(config),
     )

@@ -133,7 +133,7 @@ def test_an_interrupted_fetch_says_so(capsys: pytest.CaptureFixture[str], monkey
 
 
 MISTAKES = {
-    "data frob": "'frob' is not an action; allowed: list, fetch (see lg data --help)",
+    "data frob": "'frob' is not an action; allowed: list, fetch, select (see lg data --help)",
     "data list tiny": "tiny: `lg data list` takes no options",
     "data fetch": "a name is needed; allowed: tiny, gone, or --all for all of them",
     "data fetch tinny": "'tinny' is not known; did you mean tiny? allowed: tiny, gone, or --all for all of them",

@@ -247,7 +247,8 @@ MISTAKES = {
     ),
     "other heads than it is made for": (
         ["ShiftedGroups", "--group=8", "--num_kv_heads=6", "--kv_heads=4"],
-        "--kv_heads: 4 is not allowed; ShiftedGroups is made for 6 KV heads: ShiftedGroups(group=8, num_kv_heads=6)",
+        "--kv_heads: 4 is not allowed; ShiftedGroups is made for 6 KV heads: "
+        "ShiftedGroups(group=8, num_kv_heads=6, shifted=None)",
     ),
     "other heads than an example is made for": (["PerHead", "--kv_heads=2"], "PerHead is made for 3 KV heads"),
     "heads of all": (["--kv_heads=2"], "--kv_heads: 2 is not allowed; PerHead is made for 3 KV heads"),
