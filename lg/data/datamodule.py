@@ -48,7 +48,7 @@ class TextData(LightningDataModule):
         packing: how documents are laid into rows; ``null`` is ``Cut``. A ``Mixture`` may say for each of its sources
             another one.
         align: every document begins at a multiple of it; ``schedule`` takes the largest block that a pattern of the
-            model counts in, since stripes off that grid make partial tiles of full ones.
+            model counts in, since stripes off that grid make partial tiles of full ones; without a mask, 1.
         upsample: gives long documents a larger share of each source; ``null`` leaves it as it is.
         prefix: share of each document of a row that is its prefix (``doc.prefix``), for a model with `PrefixLM`; at 0
             documents have none.
@@ -286,6 +286,9 @@ class TextData(LightningDataModule):
         Raises:
             ValueError: a row is not a whole number of its steps.
         """
+        if self.align == "schedule" and not self.document_mask:
+            # Rows are the documents then, whatever they are made of.
+            return 1
         if self.align == "schedule":
             align = int(getattr(getattr(self.trainer, "lightning_module", None), "grid", 1))
             whose = "schedule, the largest block of the model's patterns"

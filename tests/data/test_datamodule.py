@@ -231,6 +231,11 @@ def test_align_follows_the_schedule() -> None:
     )
     with pytest.raises(ValueError, match=r"row_length: 96 is not allowed; it must be a multiple of 64 \(data"):
         data.setup()
+    # Without a mask no document is left for a pattern to count from, and nothing is filled up.
+    unmasked = TextData(Written(), row_length=96, document_mask=False)
+    unmasked.trainer = data.trainer
+    unmasked.setup()
+    assert unmasked.train_rows[0]["num_align"] == 0
 
 
 def test_document_starts_stay_on_the_host() -> None:
