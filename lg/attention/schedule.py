@@ -9,10 +9,13 @@
 from __future__ import annotations
 
 import itertools
+import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 KEY = "model.init_args.schedule"
 _TERM = re.compile(r"(?:(\d+)\s*\*\s*)?([A-Za-z_][\w.-]*)")
@@ -24,6 +27,10 @@ class Schedule(ABC):
     @abstractmethod
     def layers(self, num_layers: int) -> list[str]:
         """The name of each layer's mixer, from the first layer to the last."""
+
+    def kept(self, num_layers: int) -> Schedule | str:
+        """What a checkpoint keeps of it: itself, unless it is built from what may be gone later."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -58,6 +65,93 @@ class Interleave(Schedule):
 
     def layers(self, num_layers: int) -> list[str]:
         return list(itertools.islice(itertools.cycle(_parse(self.unit, f"{KEY}.init_args.unit")), num_layers))
+
+
+@dataclass(frozen=True)
+class Measured(Schedule):
+    """Full layers where `lg probe` found that the context is needed, in the model that it measured.
+
+    Attributes:
+        scores: the JSON file of `lg probe`.
+        full_layers: how many are full; or else
+        keep: the share of the score, above 0 and up to 1, that the fewest full layers are to reach.
+        measure: whose ranking is followed, one of those in the file.
+        full, sparse: the names of the two mixers.
+    """
+
+    scores: str
+    full_layers: int | None = None
+    keep: float | None = None
+    measure: str = "needle_greedy"
+    full: str = "full"
+    sparse: str = "local"
+
+    def __post_init__(self) -> None:
+        key = f"{KEY}.init_args"
+        if (self.full_layers is None) == (self.keep is None):
+            raise ValueError(
+                f"{key}.full_layers: {self.full_layers} with keep {self.keep} is not allowed; one is needed"
+            )
+        if self.full_layers is not None and self.full_layers < 1:
+            raise ValueError(f"{key}.full_layers: {self.full_layers} is not allowed; it must be at least 1")
+        if self.keep is not None and not 0 < self.keep <= 1:
+            raise ValueError(f"{key}.keep: {self.keep} is not allowed; it must be above 0 and at most 1")
+
+    def layers(self, num_layers: int) -> list[str]:
+        """The name of each layer's mixer.
+
+        Raises:
+            ValueError: if the file is no scores, or of a model of another depth, or does not have what is asked for.
+        """
+        chosen = self._chosen(num_layers)
+        return [self.full if layer in chosen else self.sparse for layer in range(num_layers)]
+
+    def kept(self, num_layers: int) -> str:
+        """Written out: a checkpoint needs no file of scores."""
+        return written(self.layers(num_layers))
+
+    def _chosen(self, num_layers: int) -> Sequence[int]:
+        key = f"{KEY}.init_args"
+        told = self._read()
+        if told["num_layers"] != num_layers:
+            raise ValueError(
+                f"{key}.scores: {self.scores!r} is of a model of {told['num_layers']} layers, and this one has "
+                f"{num_layers}; layers can be chosen only in the model that was measured"
+            )
+        if self.measure not in told["measures"]:
+            raise ValueError(
+                f"{key}.measure: {self.measure!r} is not in {self.scores!r}; allowed are {', '.join(told['measures'])}"
+            )
+        sets, share = (told["measures"][self.measure][name] for name in ("sets", "share"))
+        if self.full_layers is not None:
+            if self.full_layers > len(sets):
+                raise ValueError(
+                    f"{key}.full_layers: {self.full_layers} is not allowed; {self.measure} in {self.scores!r} goes up "
+                    f"to {len(sets)} of {num_layers} layers"
+                )
+            return list(sets[self.full_layers - 1])
+        for each, reached in zip(sets, share, strict=True):
+            # Sums of shares end a rounding error beside 1.
+            if reached >= (self.keep or 0) - 1e-9:
+                return list(each)
+        raise ValueError(
+            f"{key}.keep: {self.keep} is not allowed; {self.measure} in {self.scores!r} reaches {max(share):.3f}, with "
+            f"up to {len(sets)} full layers"
+        )
+
+    def _read(self) -> dict[str, Any]:
+        key = f"{KEY}.init_args.scores"
+        try:
+            told = json.loads(Path(self.scores).expanduser().read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ValueError(
+                f"{key}: {self.scores!r} cannot be read: {error.strerror}; `lg probe` writes it"
+            ) from error
+        except ValueError:
+            told = None
+        if not isinstance(told, dict) or told.get("lg_probe") != 1:
+            raise ValueError(f"{key}: {self.scores!r} is no file of scores; `lg probe` writes one")
+        return told
 
 
 def layers(schedule: str | Schedule, num_layers: int, names: Collection[str]) -> list[str]:

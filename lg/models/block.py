@@ -10,7 +10,8 @@ Shapes: N tokens, W model width, H query heads, G KV heads, D head width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -141,6 +142,16 @@ class Attention(Mixer):
     def pattern(self) -> Pattern:
         """What is seen now: in training mode, or in eval mode."""
         return self._trained if self.training else self._evaluated
+
+    @contextmanager
+    def seeing(self, pattern: Pattern) -> Iterator[None]:
+        """Inside it, tokens see the pattern in either mode; afterwards, what they saw before."""
+        before = self._trained, self._evaluated
+        self._trained = self._evaluated = pattern
+        try:
+            yield
+        finally:
+            self._trained, self._evaluated = before
 
     def project(self, x: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, ...]:
         """Rotated q [1, H, N, D] and k, and v [1, G, N, D], all laid out token by token.

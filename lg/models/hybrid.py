@@ -131,7 +131,7 @@ class HybridLM(pl.LightningModule):
             adapter.check(self.decoder_config)
         self.config = plain(
             patterns=patterns,
-            schedule=schedule,
+            schedule=schedule if isinstance(schedule, str) else schedule.kept(self.decoder_config.num_layers),
             evaluated=evaluated,
             preset=preset,
             # A checkpoint has weights of its own: of what was pretrained it needs the shape.
@@ -304,7 +304,7 @@ class HybridLM(pl.LightningModule):
     def _loss(self, batch: Batch) -> tuple[Tensor, Tensor]:
         """Summed loss in nats, and the number of targets that it sums over."""
         targets, documents = self._targets(batch)
-        loss = self.model.loss(batch["tokens"], targets, documents, batch.get("held"), batch.get("positions"))
+        loss = self.model.loss(batch["tokens"], targets, documents, batch.get("held"), self._positions(batch))
         return loss, (targets != IGNORED).sum()
 
     def _targets(self, batch: Batch) -> tuple[Tensor, Documents]:
@@ -315,6 +315,20 @@ class HybridLM(pl.LightningModule):
         length = batch["tokens"].numel() if held is None else held.split.length
         documents = Documents(length, batch["document_starts"], attributes)
         return self._without_leaks(batch["targets"], documents, held), documents
+
+    def _positions(self, batch: Batch) -> Tensor | None:
+        """What the batch says, if it does.
+
+        Raises:
+            ValueError: if they are fractions that were rounded: Lightning turns all of a batch to the model's type.
+        """
+        positions = batch.get("positions")
+        if positions is not None and positions.dtype in (torch.bfloat16, torch.float16):
+            raise ValueError(
+                f"trainer.precision: {self.trainer.precision!r} is not allowed where positions are fractions "
+                "(data.init_args.positions), which it rounds until neighbours are one; bf16-mixed or 32-true is needed"
+            )
+        return positions
 
     def _without_leaks(self, targets: Tensor, documents: Documents, held: Held | None = None) -> Tensor:
         """Targets, without those that a pattern shows to the query that must predict them.
@@ -422,7 +436,7 @@ class HybridLM(pl.LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> HeldOut:
         """Adds a batch of held-out targets to the mean; callbacks are told the loss of each."""
         targets, documents = self._targets(batch)
-        losses = self.model.token_losses(batch["tokens"], targets, documents, batch.get("held"), batch.get("positions"))
+        losses = self.model.token_losses(batch["tokens"], targets, documents, batch.get("held"), self._positions(batch))
         counted = targets != IGNORED
         num_targets = counted.sum()
         self.val_loss.update(losses.sum() / num_targets.clamp(min=1), num_targets)

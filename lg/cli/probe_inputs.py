@@ -1,0 +1,182 @@
+"""What ``lg probe`` reads: the model, its tokenizer and texts, and what a restricted layer sees of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from lg.attention import SinkWindow
+from lg.cli.lengths import tokens_in
+from lg.cli.tokenizer_files import Found, named, of_gguf, of_run
+from lg.data import Bytes, Fetched, Folder, Jsonl, Source, Stdlib, Tokenizer, TokenizerFile
+from lg.evaluation.probe import pieces
+from lg.evaluation.probe.sight import attentions
+from lg.models.decoder import Decoder
+from lg.models.pretrained import open_pretrained
+
+_NEEDLE = 64  # tokens that sentence, question and answer of a needle take, about
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is probed, and on what.
+
+    Attributes:
+        decoder: in eval mode, on its device.
+        local: what a restricted layer sees.
+        length: tokens of a text.
+        tokenizer: the model's own.
+        texts: int64 [length + 1] each.
+    """
+
+    decoder: Decoder
+    local: SinkWindow
+    length: int
+    tokenizer: Tokenizer
+    texts: Sequence[torch.Tensor]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """What the result of every unit hangs on."""
+        sums = [float(parameter.detach().double().sum()) for parameter in self.decoder.parameters()]
+        return {
+            "weights": _digest(json.dumps(sums).encode()),
+            "length": self.length, "window": self.local.window, "sinks": self.local.sinks, "texts": len(self.texts),
+            "tokens": _digest(b"".join(text.numpy().tobytes() for text in self.texts)),
+            "dtype": str(self.decoder.embedding.weight.dtype).removeprefix("torch."),
+        }  # fmt: skip
+
+    def depths(self, count: int) -> list[float]:
+        """Places of needles, evenly from behind the sinks to before the window."""
+        first = (self.local.sinks + 1) / self.length
+        last = 1 - (self.local.window + _NEEDLE) / self.length
+        return [first + (last - first) * (n + 0.5) / count for n in range(count)]
+
+
+def read_model(path: str, device_name: str | None) -> tuple[Decoder, int | None]:
+    """The model on the device, on a GPU in bfloat16; and the positions that it was made for, if it says.
+
+    Raises:
+        ValueError: if there is no such model or device, or a layer does not attend.
+    """
+    try:
+        device = torch.empty(1, device=device_name or ("cuda" if torch.cuda.is_available() else "cpu")).device
+    except (RuntimeError, AssertionError) as error:
+        said = str(error).splitlines()[0]
+        raise ValueError(
+            f"--device: {device_name!r} is not allowed; it must be a device of this machine ({said})"
+        ) from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"--device: {device_name!r} is not allowed; it must be cpu, cuda or cuda:N")
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
+    try:
+        found = open_pretrained(path)
+        with device:
+            decoder = found.decoder().eval()
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.init_args.pretrained", "--model")) from error
+    finally:
+        torch.set_default_dtype(before)
+    attentions(decoder)
+    return decoder, found.longest
+
+
+def sizes(options: Namespace, decoder: Decoder, longest: int | None) -> tuple[int, SinkWindow]:
+    """Tokens of a text, and what a restricted layer sees of them.
+
+    Raises:
+        ValueError: if the model was not made for that, or nothing would be beyond the window.
+    """
+    on_gpu = decoder.embedding.weight.device.type == "cuda"
+    length = min(8192 if on_gpu else 1024, longest or 8192)
+    if options.length:
+        length = tokens_in(options.length, "--length")
+        if longest is not None and length > longest:
+            raise ValueError(f"--length: {length} is not allowed; the model was made for {longest} tokens")
+    window = tokens_in(options.window, "--window") if options.window else max(length // 8, 1)
+    if not (options.sinks.isascii() and options.sinks.isdecimal()):
+        raise ValueError(f"--sinks: {options.sinks!r} is not allowed; it must be a number of at least 0")
+    sinks = int(options.sinks)
+    if window + sinks + 2 * _NEEDLE > length:
+        raise ValueError(
+            f"--window: {window} is not allowed with {sinks} sinks in texts of {length} tokens; at least "
+            f"{2 * _NEEDLE} tokens must be beyond them, so that something can be lost (--length)"
+        )
+    return length, SinkWindow(window, sinks)
+
+
+def read_tokenizer(given: str | None, model: str, vocab_size: int) -> Tokenizer:
+    """The one that is named, or the model's own.
+
+    Raises:
+        ValueError: if there is none, or it has more tokens than the model.
+    """
+    tokenizer = _tokenizer(given, model)
+    if tokenizer.vocab_size > vocab_size:
+        raise ValueError(
+            f"--tokenizer: {given or model!r} has {tokenizer.vocab_size} tokens, and the model knows {vocab_size}; "
+            "the model's own is needed"
+        )
+    return tokenizer
+
+
+def _tokenizer(given: str | None, model: str) -> Tokenizer:
+    if given == "bytes":
+        return Bytes()
+    path = Path(model).expanduser()
+    try:
+        if given:
+            found: Found | None = named(given)
+        elif path.is_dir():
+            found = named(model)
+        else:
+            found = of_run(path) if path.suffix == ".ckpt" else of_gguf(path)
+    except ValueError as error:
+        if given:
+            raise
+        raise ValueError(f"--tokenizer: needed, since {model!r} brings none that can be read: {error}") from error
+    file = None if found is None else found.files.get("tokenizer.json")
+    if file is None:
+        raise ValueError(f"--tokenizer: needed, since {model!r} brings no tokenizer.json; or bytes")
+    if isinstance(file, Path):
+        return TokenizerFile(str(file))
+    with TemporaryDirectory() as folder:
+        written = Path(folder, "tokenizer.json")
+        written.write_text(file, encoding="utf-8")
+        return TokenizerFile(str(written))
+
+
+def read_texts(named: str, tokenizer: Tokenizer, length: int, count: int) -> list[torch.Tensor]:
+    """Texts of ``length + 1`` tokens.
+
+    Raises:
+        ValueError: if there is none so long.
+    """
+    texts = pieces([_source(name) for name in named.split(",")], tokenizer, length + 1, count)
+    if not texts:
+        raise ValueError(
+            f"--data: {named!r} has no document of {length + 1} tokens; longer ones are needed, or a smaller --length"
+        )
+    return texts
+
+
+def _source(name: str) -> Source:
+    if name == "stdlib":
+        return Stdlib()
+    path = Path(name).expanduser()
+    if path.suffix == ".jsonl":
+        return Jsonl(name)
+    return Folder(name) if path.is_dir() else Fetched(name)
+
+
+def _digest(content: bytes) -> str:
+    return hashlib.blake2b(content, digest_size=8).hexdigest()

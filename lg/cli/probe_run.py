@@ -1,0 +1,196 @@
+"""What ``lg probe`` does once the heavy imports are paid: measures, and writes what was found."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from argparse import Namespace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from lg.cli.bench import number
+from lg.cli.probe_inputs import Subject, read_model, read_texts, read_tokenizer, sizes
+from lg.cli.probe_plot import plot
+from lg.cli.probe_told import OF_HEADS, heads, schedule, table
+from lg.cli.progress import ProgressLine
+from lg.cli.written import file_for, write
+from lg.evaluation import Needles, haystack
+from lg.evaluation.probe import (
+    Context,
+    Gates,
+    Greedy,
+    Mass,
+    Measure,
+    Needle,
+    Notebook,
+    OneIn,
+    OneOut,
+    Probe,
+    Unmeasurable,
+)
+
+_WAYS = ("one_out", "one_in", "greedy")
+# What a word of --measures stands for.
+_MEASURES = {
+    "mass": ("mass",),
+    "gates": ("gates",),
+    **{task: tuple(f"{task}_{way}" for way in _WAYS) for task in ("needle", "context")},
+    **{name: (name,) for name in (f"{task}_{way}" for task in ("needle", "context") for way in _WAYS)},
+}
+
+
+def probed(options: Namespace, line: ProgressLine) -> None:
+    """Measures, writes the files and prints.
+
+    Args:
+        options: those of the command, as words.
+        line: where is told what is being done.
+
+    Raises:
+        ValueError: when the input is at fault, or nothing could be measured.
+    """
+    if not options.model:
+        raise ValueError("--model: needed (see lg probe --help)")
+    out = file_for(options.out, "--out", ".json")
+    assert out is not None
+    asked = options.measures.split(",")
+    for word in asked:
+        if word not in _MEASURES:
+            raise ValueError(f"--measures: {word!r} is not known; allowed: {', '.join(_MEASURES)}")
+    names = list(dict.fromkeys(name for word in asked for name in _MEASURES[word]))
+    by_heads = options.full_heads is not None
+    if by_heads and not set(OF_HEADS) & set(names):
+        raise ValueError(f"--measures: {options.measures!r} tells nothing of heads; --full_heads needs gates or mass")
+    line.show(f"reading {Path(options.model).name}")
+    decoder, longest = read_model(options.model, options.device)
+    counts = _counts(options, decoder.config.num_layers, decoder.config.num_kv_heads)
+    length, local = sizes(options, decoder, longest)
+    tokenizer = read_tokenizer(options.tokenizer, options.model, decoder.config.vocab_size)
+    line.show("reading texts")
+    texts = read_texts(options.data, tokenizer, length, counts["texts"])
+    subject = Subject(decoder, local, length, tokenizer, texts)
+    settings = {"model": options.model, **subject.settings, "questions": counts["questions"]}
+    kept = _Kept(out.with_suffix(".partial.json"), settings, line)
+    measures = _measures(counts, subject)
+    found = _found([measures[name] for name in names], Probe(decoder, local, kept.notebook), line)
+    line.clear()
+    for name, why in found.refused.items():
+        print(f"{name}: {why}\n")
+    if not found.measures:
+        raise ValueError(f"--measures: {options.measures!r} ranks no layer of this model, for the reasons above")
+    told = {
+        "lg_probe": 1, "num_layers": decoder.config.num_layers, "num_kv_heads": decoder.config.num_kv_heads,
+        "local": str(local), "settings": settings, "measures": found.measures, "refused": found.refused,
+    }  # fmt: skip
+    _draw(out.with_suffix(".png"), found.measures, f"{Path(options.model).name}, {length:,} tokens, {local}")
+    write(out, f"{json.dumps(told, indent=1)}\n".encode(), "--out")
+    kept.path.unlink(missing_ok=True)
+    print(table(found.measures))
+    print(f"\nwritten  {out}, {out.with_suffix('.png')}\n")
+    if by_heads and set(OF_HEADS) & set(found.measures):
+        print(heads(found.measures, counts["full_heads"], local))
+    else:
+        print(schedule(found.measures, counts["full_layers"], out, local, decoder.config.num_layers))
+
+
+def _counts(options: Namespace, num_layers: int, num_kv_heads: int) -> dict[str, int]:
+    """The options that are numbers.
+
+    Raises:
+        ValueError: if one is none, or more is asked for than the model has.
+    """
+    options.layers = options.layers or str(min(6, num_layers))
+    options.full_layers = options.full_layers or str(min(4, num_layers))
+    options.full_heads = options.full_heads or "1"
+    most = {"layers": num_layers, "full_layers": num_layers, "full_heads": num_layers * num_kv_heads}
+    names = ("texts", "questions", "candidates", "steps", *most)
+    counts = {name: number(getattr(options, name), name, 1 << 20) for name in names}
+    for name, there in most.items():
+        if counts[name] > there:
+            what = "KV heads" if name == "full_heads" else "layers"
+            raise ValueError(f"--{name}: {counts[name]} is not allowed; the model has {there} {what}")
+    return counts
+
+
+def _measures(counts: Mapping[str, int], subject: Subject) -> dict[str, Measure]:
+    """Every measure by its name."""
+    filler = torch.cat(list(subject.texts))
+    needles = Needles((subject.length,), subject.depths(counts["questions"]))
+    needle = Needle(haystack(needles, subject.tokenizer, filler[filler != subject.tokenizer.end]))
+    targets = min(subject.local.window, subject.length // 4)
+    context = Context(subject.texts, targets, short=min(subject.local.window, subject.length - targets))
+    measures: list[Measure] = [Mass(subject.texts), Gates(needle.hay, counts["steps"])]
+    for task in (needle, context):
+        measures += [OneOut(task), OneIn(task), Greedy(task, counts["layers"], counts["candidates"])]
+    return {measure.name: measure for measure in measures}
+
+
+@dataclass(frozen=True)
+class _Found:
+    measures: dict[str, dict[str, Any]]
+    refused: dict[str, str]
+
+
+def _found(measures: Sequence[Measure], probe: Probe, line: ProgressLine) -> _Found:
+    """What each measure found, or why it would rank noise."""
+    found, refused = dict[str, dict[str, Any]](), dict[str, str]()
+    for measure in measures:
+        passes = measure.passes(probe.num_layers)
+        line.show(f"{measure.name}, up to {passes:,.0f} passes")
+        began = time.monotonic()
+        try:
+            finding = measure.run(probe)
+        except Unmeasurable as error:
+            refused[measure.name] = str(error)
+            continue
+        told = {"source": measure.source, "passes": round(passes, 1), "seconds": round(time.monotonic() - began, 1)}
+        found[measure.name] = {**told, **finding.plain()}
+    return _Found(found, refused)
+
+
+class _Kept:
+    """The notebook, kept in a file.
+
+    Args:
+        path: the file.
+        settings: what it is for.
+        line: where units are told as they are measured.
+
+    Raises:
+        ValueError: if the file has units of other settings.
+    """
+
+    def __init__(self, path: Path, settings: Mapping[str, Any], line: ProgressLine) -> None:
+        self.path = path
+        self._settings = settings
+        known = {}
+        if path.is_file():
+            try:
+                told = json.loads(path.read_text(encoding="utf-8"))
+                before, known = told["settings"], told["units"]
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                raise ValueError(
+                    f"--out: {str(path)!r} cannot be read as a probe that was stopped; remove it"
+                ) from error
+            other = [name for name in settings if before.get(name) != settings[name]]
+            if other:
+                raise ValueError(
+                    f"--out: {str(path)!r} is of a probe that was stopped, of another {', '.join(other)}; remove it, "
+                    "or write to another file"
+                )
+        self.notebook = Notebook(known, self._write, line.show)
+
+    def _write(self, units: Mapping[str, Any]) -> None:
+        content = json.dumps({"settings": self._settings, "units": units})
+        write(self.path, content.encode(), "--out")
+
+
+def _draw(path: Path, measures: Mapping[str, Mapping[str, Any]], title: str) -> None:
+    image = io.BytesIO()
+    plot(measures, title).save(image, "PNG")
+    write(path, image.getvalue(), "--out")

@@ -1,0 +1,100 @@
+"""Attention mass beyond the local pattern: how much weight queries give to keys that a restricted layer would not see.
+
+Shapes: H query heads, G KV heads, L tokens, C queries of a chunk, D head width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from lg.attention import Documents, Tiles
+from lg.evaluation.probe.measure import Finding, Measure, Probe, mean, ranked
+from lg.evaluation.probe.sight import LocalTiles, attending
+from lg.models.block import Attend
+
+_CHUNK_WEIGHTS = 2**24  # weights that exist at a time
+
+
+@dataclass(frozen=True)
+class Mass(Measure):
+    """The share of attention's weights that lies beyond the local pattern, mean over the queries that see so far.
+
+    It tells where a layer looks, not whether it matters: a head may look far and change nothing.
+
+    Attributes:
+        texts: int64 [length + 1] each.
+    """
+
+    source = "attention weights, as the retrieval heads of Wu et al. 2024 (arXiv 2404.15574) are found by them"
+    texts: Sequence[Tensor] = field(repr=False)
+
+    @property
+    def name(self) -> str:
+        return "mass"
+
+    def passes(self, num_layers: int) -> float:
+        return len(self.texts)
+
+    def run(self, probe: Probe) -> Finding:
+        each = [
+            probe.notebook.get(f"mass: text {number}", partial(_of_text, probe, text))
+            for number, text in enumerate(self.texts)
+        ]
+        heads = [[mean(of_texts) for of_texts in zip(*of_layer, strict=True)] for of_layer in zip(*each, strict=True)]
+        return ranked([mean(of_layer) for of_layer in heads], "share of weights", heads=heads)
+
+
+@torch.no_grad()
+def _of_text(probe: Probe, text: Tensor) -> list[list[float]]:
+    """Mass beyond of each KV head of each layer."""
+    decoder, found = probe.decoder, list[list[float]]()
+    local = LocalTiles(probe.local, decoder.config.num_kv_heads)
+
+    def looking(layer: int, attend: Attend) -> Attend:
+        def attended(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str) -> Tensor:
+            found.append(mass_beyond(q, k, tiles, local.beside(tiles)).tolist())
+            return attend(q, k, v, tiles, impl)
+
+        return attended
+
+    tokens = text[None, :-1].to(decoder.embedding.weight.device)
+    with attending(decoder, looking):
+        decoder(tokens, Documents(tokens.shape[1]))
+    return found
+
+
+def mass_beyond(q: Tensor, k: Tensor, tiles: Tiles, local: Tiles, chunk: int | None = None) -> Tensor:
+    """The weight that queries give to keys that ``tiles`` let them see and ``local`` would not: float32 [G].
+
+    Mean over query heads of a KV head, and over queries that see any such key; 0 where none does.
+
+    Args:
+        q: [1, H, L, D].
+        k: [1, G, L, D].
+        tiles: what is seen.
+        local: what would be.
+        chunk: queries at a time; by default as many as keep their weights few.
+    """
+    heads, length, width = q.shape[1:]
+    heads_kv = k.shape[1]
+    chunk = chunk or max(_CHUNK_WEIGHTS // (heads * length), 1)
+    key = torch.arange(length, device=q.device)
+    head = torch.arange(heads_kv, device=q.device).view(-1, 1, 1)
+    total, count = q.new_zeros(heads_kv, dtype=torch.float32), q.new_zeros(heads_kv, dtype=torch.float32)
+    for first in range(0, length, chunk):
+        query = torch.arange(first, min(first + chunk, length), device=q.device)[:, None]
+        seen = tiles.seen(query, key, head).expand(heads_kv, -1, -1)
+        beyond = seen & ~local.seen(query, key, head)
+        asked = q[0, :, first : first + chunk].reshape(heads_kv, -1, width)
+        scores = (asked @ k[0].mT).float() * width**-0.5
+        weights = scores.view(heads_kv, -1, len(query), length).masked_fill(~seen[:, None], float("-inf")).softmax(-1)
+        # A query that sees nothing has no weights.
+        lost = weights.nan_to_num(0.0).masked_fill(~beyond[:, None], 0.0).sum(-1).mean(1)
+        total += lost.sum(-1)
+        count += beyond.any(-1).sum(-1)
+    return total / count.clamp(min=1)
