@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-ALL = {"attention", "models", "data", "parallel", "inference", "evaluation", "monitor", "folder"}
+ALL = {"attention", "models", "data", "parallel", "inference", "serve", "evaluation", "monitor", "folder"}
 
 # What each part of lg may import of lg. `monitor` reads anything; only tests import `testing`.
 MAY_IMPORT = {
@@ -18,13 +18,14 @@ MAY_IMPORT = {
     "data": {"data", "folder"},
     "parallel": {"parallel", "attention"},
     "inference": {"inference", "attention", "models"},
+    "serve": {"serve", "inference"},
     "evaluation": {"evaluation", "inference", "attention", "models", "data"},
     "monitor": ALL,
     "testing": ALL | {"testing"},
     "cli": ALL | {"cli"},
     "folder": set[str](),
     "__main__": {"cli"},
-    "__init__": set[str](),
+    "__init__": {"inference"},
 }
 
 # Where a library may be imported: files, or folders with all that is in them.
@@ -42,10 +43,12 @@ ONLY_IN = {
         "cli",
     ],
     "triton": ["attention/impl/triton"],
+    "starlette": ["serve/app.py"],
+    "uvicorn": ["serve/server.py"],
     "flash_attn": ["attention/impl/flash.py"],
     "transformers": ["models/in_transformers.py", "models/pretrained/modeling_lg.py"],
     "torch.distributed": ["parallel", "monitor", "testing"],
-    "PIL": ["attention/picture.py", "cli/curve.py", "cli/bench_plot.py", "monitor"],
+    "PIL": ["attention/picture.py", "cli/curve.py", "cli/bench_plot.py", "cli/probe_plot.py", "monitor"],
 }
 
 ATTENTION_NEEDS = {"torch", "triton", "flash_attn", "PIL"}

@@ -27,7 +27,10 @@ COMMANDS = {
     "consolidate": "make one file of a checkpoint that many devices wrote into a folder",
     "import": "write a pretrained model as a folder to train from, its tokenizer beside it",
     "export": "write a trained model as a folder that transformers loads",
+    "generate": "write on from a prompt",
+    "serve": "serve a model over HTTP, to clients of OpenAI's API",
     "merge": "write the weighted average of models of one shape",
+    "probe": "measure which layers of a pretrained model must see everything",
     "data": "fetch real texts and tokenizers, and list those that there are",
     "check": "find out whether attention is right on this machine, in every way that a model would use it",
     "bench": "time attention, implementation by implementation, or whole training steps",
@@ -36,7 +39,20 @@ COMMANDS = {
 # Commands that need no Trainer: each has a module with a `run` of its own.
 _MODULES = {
     name: f"lg.cli.{name}"
-    for name in ("cost", "plan", "patterns", "consolidate", "export", "merge", "data", "check", "bench")
+    for name in (
+        "cost",
+        "plan",
+        "patterns",
+        "consolidate",
+        "export",
+        "generate",
+        "serve",
+        "merge",
+        "probe",
+        "data",
+        "check",
+        "bench",
+    )
 } | {"import": "lg.cli.import_"}
 
 _SHOWN = 400  # characters of the beginning and of the end of a message
@@ -57,6 +73,7 @@ commands:
   lg plan --config configs/hybrid.yaml --devices 4              what it would hold on four GPUs
   lg patterns SinkWindow --window=64                            what a pattern sees, drawn
   lg data fetch austen                                          the six novels, to train on
+  lg generate --model models/mine --prompt "Once upon"          what a model writes on
   lg check --config configs/hybrid.yaml                         whether its attention is right here
   lg bench attention                                            which attention is fastest here
 

@@ -78,7 +78,7 @@ def run(args: list[str]) -> None:
     from lg.attention.bench import measured
     from lg.cli.bench_table import heading, label, line, unit_of
 
-    device = _device(options.device)
+    device = device_named(options.device)
     for name, value in (_ON_GPU if device.type == "cuda" else _ON_CPU).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
@@ -143,7 +143,12 @@ def _options(words: list[str]) -> argparse.Namespace:
     return parser.parse_args(words)
 
 
-def _device(name: str | None) -> torch.device:
+def device_named(name: str | None) -> torch.device:
+    """The device of ``--device``: by default a GPU, if there is one.
+
+    Raises:
+        ValueError: there is no such device.
+    """
     import torch
 
     if name is None:

@@ -15,10 +15,11 @@ HELP = """usage: lg merge OUT MODEL MODEL [MODEL ...] [--weights=W,W,...]
 
 Writes the weighted average of models of one shape: of checkpoints, a file each, or of folders of transformers. Sums are
 taken in float64, and each tensor has the type that the first model's has. What a folder has besides, such as
-config.json and the tokenizer, is the first model's, and so is a checkpoint's configuration.
+config.json and the tokenizer, is the first model's, and so is a checkpoint's configuration: name the one first whose
+rotary positions and layers the average is to have.
 
-  lg merge merged.ckpt before.ckpt after.ckpt
-  lg merge models/merged models/original models/replayed --weights=0.5,0.5
+  lg merge merged.ckpt after.ckpt before.ckpt
+  lg merge models/merged models/replayed models/original --weights=0.5,0.5
 
 A merged checkpoint has weights alone; a run begins with them by --model.pretrained=merged.ckpt.
 

@@ -19,6 +19,7 @@ from typing import Any
 from jsonargparse import Namespace
 from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
 from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Timer
 
 from lg.cli.last import newest_checkpoint
 from lg.cli.stage_begin import FromStage
@@ -54,11 +55,17 @@ class StageRun:
     begin: FromStage | None
 
     def end(self, trainer: Trainer) -> bool:
-        """Marks it as finished, and says so; whether it is the last. On every rank.
+        """Marks it as finished, unless its time was up, and says so; whether it is the last. On every rank.
 
         Raises:
             Refused: if it has left no checkpoint.
         """
+        # Clocks differ: one rank tells for all.
+        if trainer.strategy.broadcast(_out_of_time(trainer)):
+            if trainer.is_global_zero:
+                how = "--ckpt_path last goes on with it, where that is longer"
+                print(f"\nstage {self.stage.name!r} is not finished: trainer.max_time was up; {how}", flush=True)
+            return False
         checkpoint = Path(getattr(trainer.checkpoint_callback, "last_model_path", ""))
         if not checkpoint.is_relative_to(self.folder) or not checkpoint.exists():
             raise Refused(f"stages.{self.stage.number}: the stage {self.stage.name!r} has ended without a checkpoint")
@@ -68,6 +75,14 @@ class StageRun:
         # Before any rank goes on to the next stage.
         trainer.strategy.barrier("stage")
         return self.is_last
+
+
+def _out_of_time(trainer: Trainer) -> bool:
+    """Whether it was ``max_time`` that ended training, before its steps or epochs did."""
+    steps, epochs = trainer.max_steps, trainer.max_epochs
+    done = 0 <= steps <= trainer.global_step or (epochs is not None and 0 <= epochs <= trainer.current_epoch)
+    timers = [callback for callback in trainer.callbacks if isinstance(callback, Timer)]  # type: ignore[attr-defined]
+    return not done and any((left := timer.time_remaining()) is not None and left <= 0 for timer in timers)
 
 
 def enter(
@@ -183,7 +198,7 @@ def run_all(stages: Sequence[tuple[Stage, Namespace]], run: str | None, words: l
             continue
         print(f"\nstage {stage.name!r}, {stage.number + 1} of {len(stages)}", flush=True)
         code = _ended([sys.executable, "-m", "lg", "fit", *words, "--stage", stage.name, "--run", run])
-        if code:
+        if code or not end_of(runs / run / stage.name):  # time was up
             return code
     return 0
 

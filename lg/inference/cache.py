@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from lg.inference.head import OfHead
 from lg.inference.lifetime import PAGE
 from lg.inference.pages import Group
 from lg.inference.state import Piece
+from lg.inference.tables import Tables
 
 
 class Kind:
@@ -41,6 +43,8 @@ class Kind:
         num_pages: of each group of heads.
         formats: of keys and of values.
         device: where they lie.
+        num_slots: the most sequences that are open at once.
+        entries: the most pages that one of them holds in a group.
 
     Attributes:
         groups: of KV heads that see alike.
@@ -59,6 +63,8 @@ class Kind:
         num_pages: Sequence[int],
         formats: tuple[Format, Format],
         device: torch.device,
+        num_slots: int,
+        entries: int,
     ) -> None:
         self.pattern = pattern
         self.layers = tuple(layers)
@@ -71,6 +77,13 @@ class Kind:
         self.formats = formats
         self.keys, self.values = (form.empty(len(layers), sum(sizes), head_width, device) for form in formats)
         self.page_bytes = PAGE * sum(form.num_bytes(head_width) for form in formats)
+        self._num_slots, self._entries = num_slots, entries
+
+    @cached_property
+    def tables(self) -> Tables:
+        """The book on the device, for kernels."""
+        device = self.keys[0].device
+        return Tables(self.groups, self.base, self._num_slots, self._entries, self.pattern.attributes, device)
 
     @property
     def num_bytes(self) -> int:
@@ -110,6 +123,7 @@ class Cache:
     ) -> None:
         self.max_length = max_length
         self.num_slots = num_slots
+        self.head_width = head_width
         formats = formats or (Plain(torch.float32), Plain(torch.float32))
         share = 1.0 if capacity is None else min(1.0, capacity / (num_slots * max_length))
         self.kinds: list[Kind] = []
@@ -119,8 +133,9 @@ class Cache:
             most = [_most_pages(Group(one, heads, 0, max_length)) for one, heads in groups]
             # One sequence of full length fits at least.
             pages = [max(n, int(np.ceil(share * num_slots * n))) for n in most]
+            on = torch.device(device)
             self.kinds.append(
-                Kind(pattern, layers, num_heads, head_width, max_length, pages, formats, torch.device(device))
+                Kind(pattern, layers, num_heads, head_width, max_length, pages, formats, on, num_slots, max(most))
             )
         self.lengths: dict[int, int] = {}
         self._documents: dict[int, dict[str, int]] = {}
@@ -167,6 +182,11 @@ class Cache:
             for kind in self.kinds:
                 for group in kind.groups:
                     group.shrink(piece.slot, now)
+
+    @property
+    def told(self) -> Mapping[int, Mapping[str, int]]:
+        """Attributes of each open sequence's document, by slot."""
+        return self._documents
 
     def documents(self, slot: int, length: int) -> Documents:
         """A sequence's first ``length`` tokens, as one document."""

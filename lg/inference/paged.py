@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from lg.attention import Tiles, attend
+from lg.attention.impl.triton import paged
 from lg.attention.part import GRID, Part, merged, tokens_of
 from lg.attention.tiles import Ranges, TileTable
 from lg.inference.cache import Cache, Kind
@@ -40,7 +41,12 @@ class PagedAttention(State):
         layer: the number of this one.
         kind: the cache's pages of this layer's pattern.
         rotated: whether keys are kept rotated; if not, they are rotated whenever they are read.
-        impl: the implementation that `attend` is asked for where many tokens are read at once.
+        impl: "triton": lg's kernels; "auto": they where single tokens are read on a CUDA device and they take them, and
+            what `attend` finds best where many are read; any other name: PyTorch for single tokens, and that
+            implementation of `attend` for many.
+
+    Raises:
+        ValueError: if "triton" is asked for and cannot read these pages.
     """
 
     def __init__(self, cache: Cache, layer: int, kind: Kind, rotated: bool = True, impl: str = "auto") -> None:
@@ -49,17 +55,56 @@ class PagedAttention(State):
         self.layer = kind.layers.index(layer)
         self.rotated = rotated
         self.impl = impl
+        if impl == "triton" and (refusal := self._refusal(None)):
+            raise ValueError(f"attention implementation 'triton' cannot read pages: {refusal}")
 
     def mix(self, inputs: tuple[Tensor, ...], step: Step) -> Tensor:
         """Attention of the step's tokens over what their sequences keep, and over each other: [N, H * D]."""
         q, k, v = (x.squeeze(0) for x in inputs)
-        out, row = torch.empty_like(q), 0
+        kernels = self._takes(q)
+        if kernels and all(piece.count == 1 for piece in step.pieces):
+            return self._together(q, k, v, step).flatten(1)
+        out, row, alone = torch.empty_like(q), 0, []
         for piece in step.pieces:
             rows = slice(row, row + piece.count)
             own = q[:, rows], k[:, rows], v[:, rows]
-            out[:, rows] = self._alone(piece, *own, step) if piece.count == 1 else self._many(piece, *own, step)
+            if piece.count > 1:
+                out[:, rows] = self._many(piece, *own, step)
+            elif kernels:
+                alone.append(row)
+            else:
+                out[:, rows] = self._alone(piece, *own, step)
             row = rows.stop
+        if alone:
+            out[:, alone] = self._together(q[:, alone], k[:, alone], v[:, alone], step).transpose(0, 1)
         return out.transpose(0, 1).flatten(1)
+
+    # Kernels
+
+    def _takes(self, q: Tensor) -> bool:
+        """Whether kernels read the pages of single tokens."""
+        if self.impl == "auto":
+            return q.device.type == "cuda" and self._refusal(q.dtype) is None
+        if self.impl == "triton" and (refusal := self._refusal(q.dtype)):
+            raise ValueError(f"attention implementation 'triton' cannot read pages: {refusal}")
+        return self.impl == "triton"
+
+    def _refusal(self, dtype: torch.dtype | None) -> str | None:
+        """Why they cannot."""
+        if not self.rotated:
+            return "keys that are kept before they are rotated are read by PyTorch alone"
+        return paged.refusal(dtype, self.cache.head_width, self.kind.keys[0].device, self.kind.pattern.text)
+
+    def _together(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
+        """Attention of all single tokens of a step, q [H, S, D], which are kept first: [S, H, D]."""
+        tables = self.kind.tables
+        rows = tables.rows(step, self.cache.told)
+        keys, values = (tuple(x[self.layer] for x in room) for room in (self.kind.keys, self.kind.values))
+        paged.write(k.transpose(0, 1), v.transpose(0, 1), keys, values, tables.heads, rows.pages, rows.tokens)
+        pages = paged.Pages(tables.logical, tables.physical, tables.counts, tables.heads, tables.told)
+        scale = q.shape[-1] ** -0.5
+        text = self.kind.pattern.text
+        return paged.attention(q.transpose(0, 1), keys, values, pages, rows.slots, rows.lengths, text, scale)
 
     # One token
 
@@ -86,6 +131,8 @@ class PagedAttention(State):
             scores = query.view(len(heads), per_kv, -1) @ keys.transpose(1, 2) * q.shape[-1] ** -0.5
             # A token that sees nothing gathers nothing.
             weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
+            # What lies where nothing was written may be anything.
+            values = values.masked_fill(~seen[:, None], 0.0)
             out[of_group] = (weights @ values).view_as(query).to(q.dtype)
         return out
 

@@ -33,6 +33,28 @@ from lg.inference.state import Piece, State, Step
 from lg.models.block import Attention, Block
 from lg.models.decoder import Decoder
 from lg.models.rope import rotary_angles
+from lg.models.rope_scaling import DynamicNTK
+
+
+def patterns_of(decoder: Decoder) -> list[Pattern]:
+    """What each layer sees.
+
+    Raises:
+        ValueError: if it is what cannot be known while a text is being written.
+    """
+    patterns = []
+    for layer, block in enumerate(decoder.blocks):
+        mixer = block.mixer
+        if not isinstance(mixer, Attention):
+            raise ValueError(
+                f"layer {layer}: {type(mixer).__name__} keeps no state, so it cannot write; Attention is allowed"
+            )
+        if "length" in mixer.pattern.attributes:
+            raise ValueError(
+                f"layer {layer}: {mixer.pattern} asks for doc.length, which is not known while a text is written"
+            )
+        patterns.append(mixer.pattern)
+    return patterns
 
 
 class Runner:
@@ -45,7 +67,7 @@ class Runner:
         capacity: room for so many tokens in all sequences; by default for all slots at full length.
         formats: what keys and values are kept as; by default as the decoder computes them.
         rotated: whether keys are kept rotated. If not, they are rotated when they are read, by the sequence's length at
-            that time: for a scaling of positions that changes with it.
+            that time. By default they are, unless the scaling of positions changes with the length.
         impl: what `attend` is asked for where many tokens are read at once.
 
     Raises:
@@ -59,25 +81,16 @@ class Runner:
         num_slots: int = 1,
         capacity: int | None = None,
         formats: tuple[Format, Format] | None = None,
-        rotated: bool = True,
+        rotated: bool | None = None,
         impl: str = "auto",
     ) -> None:
         self.decoder = decoder
         config = decoder.config
         weight = decoder.embedding.weight
         formats = formats or (Plain(weight.dtype), Plain(weight.dtype))
-        patterns = []
-        for layer, block in enumerate(decoder.blocks):
-            mixer = block.mixer
-            if not isinstance(mixer, Attention):
-                raise ValueError(
-                    f"layer {layer}: {type(mixer).__name__} keeps no state, so it cannot write; Attention is allowed"
-                )
-            if "length" in mixer.pattern.attributes:
-                raise ValueError(
-                    f"layer {layer}: {mixer.pattern} asks for doc.length, which is not known while a text is written"
-                )
-            patterns.append(mixer.pattern)
+        if rotated is None:
+            rotated = not isinstance(config.rope_scaling, DynamicNTK)
+        patterns = patterns_of(decoder)
         self.cache = Cache(
             patterns, config.num_kv_heads, config.head_width, max_length, num_slots, capacity, formats, weight.device
         )
@@ -97,10 +110,19 @@ class Runner:
         Raises:
             ValueError: if a pattern asks for an attribute that is not told.
         """
-        asked = {name for kind in self.cache.kinds for name in kind.pattern.attributes}
-        if missing := asked - set(doc or {}):
-            raise ValueError(f"a pattern asks for doc.{min(missing)}, which must be told of each sequence")
+        asked = self.check(doc or {})
         return self.cache.open(length, {name: value for name, value in (doc or {}).items() if name in asked})
+
+    def check(self, doc: Mapping[str, int]) -> frozenset[str]:
+        """The attributes of documents that patterns ask for.
+
+        Raises:
+            ValueError: if one of them is not told.
+        """
+        asked = frozenset(name for kind in self.cache.kinds for name in kind.pattern.attributes)
+        if missing := asked - set(doc):
+            raise ValueError(f"a pattern asks for doc.{min(missing)}, which must be told of each sequence")
+        return asked
 
     def least(self, length: int, doc: Mapping[str, int] | None = None) -> tuple[int, Pattern]:
         """How many tokens of a sequence must be read at once, since they see forward, and the pattern that asks it."""

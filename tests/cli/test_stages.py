@@ -154,6 +154,17 @@ def test_what_a_stage_may_change(here: Path, capfd: pytest.CaptureFixture[str]) 
     assert "version_0/still/checkpoints" in "".join(capfd.readouterr())
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_a_stage_whose_time_is_up_is_not_finished(here: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    assert fit("--stage", "short", "--trainer.max_steps=100000", "--trainer.max_time=00:00:00:01") == 0
+    assert "stage 'short' is not finished: trainer.max_time was up" in capfd.readouterr().out
+    assert fit("--stage", "long", "--run", "version_0") == 2
+    assert "which is not finished" in capfd.readouterr().err
+    reached = end("version_0", "short")["global_step"]
+    assert fit("--stage", "short", "--ckpt_path=last", f"--trainer.max_steps={reached + 1}") == 0
+    assert "stage 'short' is finished" in capfd.readouterr().out
+
+
 def with_second(name: str = "long", **sections: Any) -> dict[str, Any]:
     return configuration(stages=[{"name": "short"}, {"name": name, **sections}])
 

@@ -1,0 +1,277 @@
+"""A model that is to write, and its tokenizer: found by one path, whatever it is the path of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import torch
+
+    from lg.cli.tokenizer_files import Found
+    from lg.data import Tokenizer
+    from lg.data.templates import Template
+    from lg.models.decoder import Decoder
+
+KEY = "--model"
+_KINDS = "a checkpoint, a folder of transformers or a GGUF file is needed"
+
+
+@dataclass
+class Spelling:
+    """What text is to a model.
+
+    Attributes:
+        tokenizer: of its text.
+        ends: ids that end what it writes.
+        beginning: ids that every text begins with.
+        template: how it is spoken with; None if it is not known.
+    """
+
+    tokenizer: Tokenizer
+    ends: frozenset[int]
+    beginning: tuple[int, ...] = ()
+    template: Template | None = None
+
+    def __post_init__(self) -> None:
+        """Finds what ends an answer."""
+        if self.template is None:
+            return
+        from lg.data.marked import Mark
+        from lg.data.templates import ANSWERING, Message
+
+        try:
+            told = self.template.render([Message("user", "a"), Message(ANSWERING, "b")])
+            ends = [piece[0] for piece in told if isinstance(piece, Mark) and piece.counted]
+            self.ends |= {self.tokenizer.special(mark) for mark in ends}
+        except ValueError:
+            # A template that cannot be used hinders conversations alone; `apply` tells why.
+            return
+
+    def encode(self, text: str | bytes) -> list[int]:
+        """The ids of a text, with those that it begins with."""
+        own = self.tokenizer.encode(text.encode(errors="replace") if isinstance(text, str) else text)
+        return [*self.beginning, *map(int, own)]
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The text of some ids; those that pad a model's vocabulary have none."""
+        return self.tokenizer.decode([one for one in ids if one < self.tokenizer.vocab_size])
+
+    def apply(self, turns: Sequence[tuple[str, str]]) -> list[int]:
+        """The ids of a conversation, roles and what they say, up to where the next answer begins.
+
+        Raises:
+            ValueError: there is no template, or it does not allow such turns.
+        """
+        if self.template is None:
+            raise ValueError("the model has no chat template; one in tokenizer_config.json is needed")
+        from lg.data.marked import Marked, Plain
+        from lg.data.templates import ANSWERING, Message
+
+        pieces = self.template.render([*(Message(*turn) for turn in turns), Message(ANSWERING, "answer")])
+        last = max(place for place, piece in enumerate(pieces) if isinstance(piece, Plain) and piece.counted)
+        ids, _ = Marked.of("prompt", pieces[:last]).encoded(self.tokenizer)
+        return [int(one) for one in ids]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model that is to write.
+
+    Attributes:
+        decoder: in eval mode.
+        longest: positions that it was made for; None if it does not say.
+        spelling: what text is to it; None if no tokenizer was found.
+    """
+
+    decoder: Decoder
+    longest: int | None
+    spelling: Spelling | None
+
+
+def opened(path: str, tokenizer: str | None, dtype: torch.dtype, device: torch.device) -> Opened:
+    """Reads a model.
+
+    Args:
+        path: a checkpoint, a folder of transformers or a GGUF file.
+        tokenizer: a tokenizer.json, or a folder that has one; by default that of the model, or of the checkpoint's run.
+        dtype: of the weights.
+        device: where they lie.
+
+    Raises:
+        ValueError: naming the option that is at fault.
+    """
+    from lg.cli.tokenizer_files import named, of_gguf, of_run
+
+    given = Path(path).expanduser()
+    if not given.exists():
+        raise ValueError(f"{KEY}: {path!r} does not exist; {_KINDS}")
+    is_checkpoint = (given.is_file() and given.suffix != ".gguf") or (given / ".metadata").exists()
+    # What is named is read first: it is quickly known whether it is one.
+    own = None if tokenizer is None else named(tokenizer)
+    if is_checkpoint:
+        decoder, found = _of_checkpoint(given, dtype, device), own or of_run(given)
+        spelling = _spelling(found, None) if found else _bytes_of_run(given)
+        return Opened(decoder, None, spelling)
+    if own is None:
+        own = of_gguf(given) if given.is_file() else named(path) if (given / "tokenizer.json").is_file() else None
+    decoder, longest, marks = _pretrained(given, dtype, device)
+    return Opened(decoder, longest, None if own is None else _spelling(own, marks))
+
+
+def _pretrained(path: Path, dtype: torch.dtype, device: torch.device) -> tuple[Decoder, int | None, Any]:
+    import torch
+
+    from lg.models.pretrained import open_pretrained
+
+    before = torch.get_default_dtype()
+    try:
+        found = open_pretrained(path)
+        torch.set_default_dtype(dtype)
+        with torch.device(device):
+            return found.decoder().eval(), found.longest, found.marks
+    except ValueError as error:
+        raise ValueError(str(error).replace("model.init_args.pretrained", KEY)) from error
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _of_checkpoint(path: Path, dtype: torch.dtype, device: torch.device) -> Decoder:
+    import torch
+
+    from lg.attention import Pattern
+    from lg.models.decoder import Decoder
+    from lg.models.hybrid import HybridLM
+
+    try:
+        if path.is_file():
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever damage makes of pickled and packed bytes
+        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
+        raise ValueError(f"{KEY}: {path.name!r} cannot be read: {said}; {_KINDS}") from error
+    try:
+        module = HybridLM.from_checkpoint(str(path))
+    except ValueError as error:
+        raise ValueError(f"{KEY}: {error}") from error
+    if module.adapter is None:
+        return module.model.to(device, dtype).eval()
+    sees = [module.patterns[name] for name in module.evaluated_schedule]
+    decoder = Decoder(module.decoder_config, [one for one in sees if isinstance(one, Pattern)])
+    decoder.load_state_dict(module.plain_weights)
+    return decoder.to(device, dtype).eval()
+
+
+def _bytes_of_run(checkpoint: Path) -> Spelling | None:
+    """Bytes, if the run that wrote a checkpoint was trained on them."""
+    import yaml
+
+    from lg.data import Bytes
+
+    for folder in checkpoint.absolute().parents[:2]:
+        if (folder / "config.yaml").is_file():
+            told = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+            args = (told.get("data") or {}).get("init_args") or {}
+            # Null stands for them, where data have a tokenizer.
+            kind = (args.get("tokenizer") or {"class_path": "Bytes"}) if "tokenizer" in args else {}
+            are_bytes = str(kind.get("class_path")).rpartition(".")[2] == "Bytes"
+            return Spelling(Bytes(), frozenset({Bytes().end})) if are_bytes else None
+    return None
+
+
+def _spelling(found: Found, marks: Any) -> Spelling:
+    """A tokenizer that was found, and what its folder says of texts and conversations.
+
+    Args:
+        found: its files.
+        marks: special tokens by the keys of the model's config.json; None of a checkpoint, whose training put none
+            before a text.
+    """
+    from lg.data import TokenizerFile
+    from lg.data.templates import ChatML, Jinja, Llama3
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        for called, content in found.files.items():
+            if isinstance(content, Path):
+                shutil.copyfile(content, folder / called)
+            else:
+                (folder / called).write_text(content, encoding="utf-8")
+        file = folder / "tokenizer.json"
+        if not file.is_file():
+            raise ValueError(f"--tokenizer: {found.whence} has no tokenizer.json; one is needed")
+        config, generation = (_object(folder / f"{of}_config.json") for of in ("tokenizer", "generation"))
+        ends = {*_ids(found.marks), *_ids(marks or {}), *_ids(generation)}
+        end = config.get("eos_token")
+        end = end.get("content") if isinstance(end, dict) else end
+        try:
+            tokenizer = TokenizerFile(str(file), end if isinstance(end, str) else _spelled(file, ends))
+        except ValueError as error:
+            raise ValueError(f"--tokenizer: {str(error).replace(str(file), found.whence)}") from error
+        template: Template | None = None
+        if "chat_template" in config or (folder / "chat_template.jinja").is_file():
+            template = Jinja(name)
+            template.fingerprint()  # it is read while it is there
+        else:
+            for mark, kind in (("<|im_start|>", ChatML), ("<|start_header_id|>", Llama3)):
+                template = template or (kind() if _has(tokenizer, mark) else None)
+        beginning = () if marks is None else _beginning(file)
+    return Spelling(tokenizer, frozenset(ends | {tokenizer.end}), beginning, template)
+
+
+def _beginning(file: Path) -> tuple[int, ...]:
+    """The ids that a tokenizer.json puts before a text."""
+    import tokenizers
+
+    tokenizer = tokenizers.Tokenizer.from_file(str(file))
+    bare = tokenizer.encode("a", add_special_tokens=False).ids
+    ids = tokenizer.encode("a").ids
+    at = next(at for at in range(len(ids)) if ids[at : at + len(bare)] == bare)
+    return tuple(ids[:at])
+
+
+def _has(tokenizer: Tokenizer, mark: str) -> bool:
+    try:
+        tokenizer.special(mark)
+    except ValueError:
+        return False
+    return True
+
+
+def _ids(told: Any) -> list[int]:
+    ends = told.get("eos_token_id")
+    return [] if ends is None else list(ends) if isinstance(ends, list) else [ends]
+
+
+def _spelled(file: Path, ids: set[int]) -> str | None:
+    """One of some special tokens, as the tokenizer.json spells it."""
+    added = _object(file).get("added_tokens", [])
+    return next((one["content"] for one in added if one["id"] in ids), None)
+
+
+def _object(file: Path) -> dict[str, Any]:
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return told if isinstance(told, dict) else {}
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, about."""
+    import torch
+
+    from lg.models.running import host_memory
+
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
+    try:
+        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(told["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return host_memory()
+    return min(free, host_memory())

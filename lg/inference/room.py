@@ -1,0 +1,54 @@
+"""How long a sequence may grow in the memory that there is, told before anything is read.
+
+>>> from lg.attention import Causal, SinkWindow
+>>> from lg.models.presets import preset
+>>> full = Decoder(preset("tiny"), [Causal()] * 6)
+>>> hybrid = Decoder(preset("tiny"), [SinkWindow(window=64)] * 5 + [Causal()])
+>>> room_bytes(hybrid, 4096) < room_bytes(full, 4096) / 4, longest(hybrid, 2**20) > 3 * longest(full, 2**20)
+(True, True)
+"""
+
+from __future__ import annotations
+
+from lg.inference.cache import Cache
+from lg.inference.formats import Format, Plain
+from lg.inference.runner import patterns_of
+from lg.models.decoder import Decoder
+
+_LONGEST = 2**24
+
+
+def room_bytes(
+    decoder: Decoder,
+    length: int,
+    slots: int = 1,
+    capacity: int | None = None,
+    formats: tuple[Format, Format] | None = None,
+) -> int:
+    """Bytes that a `Runner`'s pages take.
+
+    Args:
+        decoder: the model.
+        length: the most tokens that a sequence may grow to.
+        slots: the most sequences that are open at once.
+        capacity: room for so many tokens in all; by default for all slots at full length.
+        formats: of keys and values; by default the decoder's own.
+    """
+    config, dtype = decoder.config, decoder.embedding.weight.dtype
+    formats = formats or (Plain(dtype), Plain(dtype))
+    # There, nothing is allocated.
+    patterns, heads, width = patterns_of(decoder), config.num_kv_heads, config.head_width
+    return Cache(patterns, heads, width, length, slots, capacity, formats, device="meta").room_bytes
+
+
+def longest(decoder: Decoder, num_bytes: int, formats: tuple[Format, Format] | None = None) -> int:
+    """Tokens of the longest sequence whose pages fit in some bytes, up to 16M; 0 if none does."""
+    fits, above = 0, _LONGEST + 1
+    while above - fits > 1:
+        # Lengths that are far too large are not tried: they take long.
+        middle = min((fits + above) // 2, max(2 * fits, 1024))
+        if room_bytes(decoder, middle, formats=formats) <= num_bytes:
+            fits = middle
+        else:
+            above = middle
+    return fits
