@@ -30,11 +30,12 @@ def test_a_sample_of_the_kernels_compiles_and_fits_every_device(tmp_path: Path) 
     for capability in (80, 90, 100):
         kernels = {report["kernel"] for report in reports if report["case"].startswith(f"sm_{capability},")}
         assert kernels >= {"attention_forward", "attention_backward_query", "attention_backward_key"}
-    assert "sum_of_shares" in {report["kernel"] for report in reports}
+    kernels = {report["kernel"] for report in reports}
+    assert kernels >= {"sum_of_shares", "write_pages", "paged_attention", "join_shares"}
     for report in reports:
         assert report["error"] is None
         assert report["registers"] > 0
-        attention = report["kernel"].startswith("attention")
+        attention = "attention" in report["kernel"]
         # On the tensor cores, and in float32 on the others; and with copies that overlap with them.
         assert (report["products"] > 0) == (attention and "float32" not in report["case"])
         assert (report["copies"] + report["bulk_copies"] > 0) == attention

@@ -27,7 +27,7 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
         return f"lg's Triton kernels are for {', '.join(str(d)[6:] for d in _DTYPES)}, not {str(q.dtype)[6:]}"
     if not 1 <= q.shape[3] <= 256:
         return f"lg's Triton kernels are for head widths up to 256, not {q.shape[3]}"
-    return _without(q.device, tiles.text)
+    return without(q.device, tiles.text)
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
@@ -73,7 +73,7 @@ def _options(dtype: torch.dtype, width: int, device: torch.device) -> Options:
 
 
 @constant_in_graphs
-def _without(device: torch.device, text: str) -> str | None:
+def without(device: torch.device, text: str) -> str | None:
     """Why the kernels cannot run there, or cannot say this predicate."""
     return _reason(device, text)
 

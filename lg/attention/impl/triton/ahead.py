@@ -17,7 +17,7 @@ import multiprocessing
 import re
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,10 +26,11 @@ from typing import Any
 
 import torch
 import triton
+from torch import Tensor
 from triton.backends.compiler import GPUTarget
 
 from lg.attention.documents import Documents
-from lg.attention.impl.triton import launch
+from lg.attention.impl.triton import launch, paged
 from lg.attention.impl.triton.options import Options, options
 from lg.attention.impl.triton.plan import packed, plan, unpacked
 from lg.attention.pattern import Pattern
@@ -69,6 +70,31 @@ class Case:
         dtype, documents = str(self.dtype).removeprefix("torch."), "packed" if self.packed else "one document"
         return (
             f"sm_{self.capability}, {self.pattern}, {dtype}, width {self.width}, groups of {self.groups}, {documents}"
+        )
+
+
+@dataclass(frozen=True)
+class PagedCase:
+    """What a layer may differ in so that the kernels that read single tokens are compiled anew.
+
+    Attributes:
+        capability, pattern, dtype, width, groups: as in `Case`.
+        bits: of a code in which keys and values are kept, 8 or 4; 0 where they lie as they are.
+        shares: programs that share a list of pages.
+    """
+
+    capability: int
+    pattern: Pattern
+    dtype: torch.dtype
+    width: int
+    groups: int
+    bits: int
+    shares: int = 7
+
+    def __str__(self) -> str:
+        dtype, kept = str(self.dtype).removeprefix("torch."), f"KV{self.bits}" if self.bits else "as they are"
+        return (
+            f"sm_{self.capability}, {self.pattern}, {dtype}, width {self.width}, groups of {self.groups}, pages, {kept}"
         )
 
 
@@ -127,13 +153,25 @@ def every(capability: int) -> list[Case]:
     return [Case(capability, *case) for case in dict.fromkeys((*of_one, *of_each))]
 
 
-def sample() -> list[Case]:
+def every_paged(capability: int) -> list[PagedCase]:
+    """All that is compiled for single tokens on a device."""
+    dtypes, widths = (torch.bfloat16, torch.float16, torch.float32), (64, 80, 128, 256)
+    of_one = itertools.product((_SINKS,), dtypes, widths, (1, 4), (0, 8, 4))
+    of_each = itertools.product(_PATTERNS, dtypes[:1], (128,), (4,), (0,))
+    return [PagedCase(capability, *case) for case in dict.fromkeys((*of_one, *of_each))]
+
+
+def sample() -> list[Case | PagedCase]:
     """A few of them, in which every device, type and kind of predicate occurs, and packing and groups with each."""
     return [
         Case(80, Strided(), torch.float16, 80, 4, True),
         Case(90, _SINKS, torch.bfloat16, 128, 4, False),
         Case(90, Dilated(window=64, dilation=3), torch.float32, 64, 1, False),
         Case(100, PrefixLM(), torch.bfloat16, 256, 1, True),
+        PagedCase(80, Strided(), torch.float16, 64, 8, 4),
+        PagedCase(90, _SINKS, torch.bfloat16, 128, 4, 0),
+        PagedCase(90, PrefixLM(), torch.bfloat16, 128, 1, 8),
+        PagedCase(90, Causal(), torch.float32, 128, 1, 4),
     ]
 
 
@@ -149,13 +187,53 @@ def compiled(case: Case, launched: Options | None = None) -> list[Report]:
     tiles = Tiles(case.pattern, documents, heads_kv)
     made = plan(tiles, launched or options(case.dtype, case.width, divmod(case.capability, 10)))
     on = unpacked(*packed(made, torch.device("cpu")))
-    q, out, grad = (torch.empty(1, heads_kv * case.groups, _LENGTH, case.width, dtype=case.dtype) for _ in range(3))
+    q, grad = (torch.empty(1, heads_kv * case.groups, _LENGTH, case.width, dtype=case.dtype) for _ in range(2))
     k, v = (torch.empty(1, heads_kv, _LENGTH, case.width, dtype=case.dtype) for _ in range(2))
+
+    def both() -> None:
+        out, lse = launch.forward(q, k, v, on, tiles.text, 0, 1.0)
+        launch.backward(grad, q, k, v, out, lse, on, tiles.text, 0, 1.0)
+
+    return _reports(case, both)
+
+
+def compiled_paged(case: PagedCase, launched: paged.Launch | None = None) -> list[Report]:
+    """What the kernels take that keep and read single tokens; no more after one that fails.
+
+    Args:
+        case: what a layer is.
+        launched: warps and stages to try; by default lg's own.
+    """
+    rows, heads_kv, num_pages = 16, case.pattern.made_for or 2, 64
+    numbers = torch.zeros(1 << 16, dtype=torch.int32)
+    q, k, v = (
+        torch.empty(rows, heads, case.width, dtype=case.dtype) for heads in (heads_kv * case.groups, heads_kv, heads_kv)
+    )
+    room: tuple[Tensor, ...] = (torch.empty(num_pages, 64, case.width, dtype=case.dtype),)
+    if case.bits:
+        codes = torch.empty(num_pages, 64, case.width * case.bits // 8, dtype=torch.uint8)
+        room = codes, torch.empty(num_pages, 64, 2, dtype=torch.float16)
+    lists = numbers[: rows * num_pages].view(rows, 1, num_pages)
+    heads = numbers[: heads_kv * 3].view(-1, 3)
+    pages = paged.Pages(lists, lists, lists[..., 0], heads, numbers.view(-1, rows))
+    text, on = case.pattern.text, launched or paged.launch_of(case.dtype, case.width)
+
+    def both() -> None:
+        paged.write(k, v, room, room, heads, lists[..., 0], numbers)
+        paged.attention(q, room, room, pages, numbers, numbers, text, 1.0, case.shares, on)
+
+    return _reports(case, both)
+
+
+def _of_either(case: Case | PagedCase) -> list[Report]:
+    return compiled(case) if isinstance(case, Case) else compiled_paged(case)
+
+
+def _reports(case: Case | PagedCase, launches: Callable[[], None]) -> list[Report]:
     reports: list[Report] = []
     with _device_that_compiles(case, reports):
         try:
-            out, lse = launch.forward(q, k, v, on, tiles.text, 0, 1.0)
-            launch.backward(grad, q, k, v, out, lse, on, tiles.text, 0, 1.0)
+            launches()
         except Exception as error:
             # Whatever a compiler ends in; its first line says why.
             told = str(error).strip().partition("\n")[0]
@@ -164,7 +242,7 @@ def compiled(case: Case, launched: Options | None = None) -> list[Report]:
 
 
 @contextmanager
-def _device_that_compiles(case: Case, reports: list[Report]) -> Iterator[None]:
+def _device_that_compiles(case: Case | PagedCase, reports: list[Report]) -> Iterator[None]:
     """A driver for Triton: launches compile, report and return."""
     target = GPUTarget("cuda", case.capability, 32)
     stand_in = SimpleNamespace(
@@ -196,7 +274,9 @@ def _device_that_compiles(case: Case, reports: list[Report]) -> Iterator[None]:
         triton.runtime.driver.set_active(None)
 
 
-def _report(case: Case, kernel: str, metadata: Mapping[str, Any], files: Mapping[str, Path], seconds: float) -> Report:
+def _report(
+    case: Case | PagedCase, kernel: str, metadata: Mapping[str, Any], files: Mapping[str, Path], seconds: float
+) -> Report:
     ptx, used = files[".ptx"].read_text(), _resources(files[".cubin"])
     errors = []
     if metadata["shared"] > SHARED[case.capability]:
@@ -242,13 +322,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     given = parser.parse_args(arguments)
     if launch.interpreted():
         parser.error("TRITON_INTERPRET is set, with which Triton compiles nothing")
-    cases = [case for capability in SHARED for case in every(capability)] if given.all else sample()
+    cases = [] if given.all else sample()
+    for capability in SHARED if given.all else ():
+        cases += [*every(capability), *every_paged(capability)]
     cases = [case for case in cases if case.capability in given.capability]
     reports: list[Report] = []
     print(_HEAD)
     # A process that has started threads, as torch has, must not be forked.
     with multiprocessing.get_context("spawn").Pool() as pool:
-        for done, of_case in enumerate(pool.imap(compiled, cases), 1):
+        for done, of_case in enumerate(pool.imap(_of_either, cases), 1):
             print(f"[{done}/{len(cases)}] {cases[done - 1]}")
             for report in of_case:
                 print(_row(report), flush=True)

@@ -40,7 +40,7 @@ def forward(
     out, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.float32)
     launch = plan.options.forward
     queries, keys, values, tma = _blocks(launch, (q, launch.q), (k, launch.k), (v, launch.k))
-    with _on(q.device):
+    with on(q.device):
         attention_forward[_grid(plan.forward, heads // plan.heads, batch)](
             queries, keys, values, out, lse, *plan.forward.lists, *plan.where,
             *_strides(q, k, v, out), plan.forward.of_row, heads, num_queries, num_keys, plan.length,
@@ -72,7 +72,7 @@ def backward_query(
     statistics = lse.new_zeros((batch * heads, 2, padded))
     dq = torch.empty_like(q)
     queries, keys, values, grads, tma = _blocks(launch, (q, launch.q), (k, launch.k), (v, launch.k), (grad, launch.q))
-    with _on(q.device):
+    with on(q.device):
         kernels.attention_backward_query[_grid(plan.query, heads // plan.heads, batch)](
             queries, keys, values, out, grads, lse.contiguous(), statistics, dq, *plan.query.lists, *plan.where,
             *_strides(q, k, v, out, grad, dq), plan.query.of_row, heads, num_queries, num_keys, padded,
@@ -93,7 +93,7 @@ def backward_key(
     dk, dv = torch.empty_like(k), torch.empty_like(v)
     queries, keys, values, grads, tma = _blocks(launch, (q, launch.q), (k, launch.k), (v, launch.k), (grad, launch.q))
     numbers = TensorDescriptor.from_tensor(statistics, [1, 1, launch.q]) if tma else statistics
-    with _on(q.device):
+    with on(q.device):
         kernels.attention_backward_key[grid](
             queries, keys, values, grads, numbers, dk, dv, shares, *plan.key.lists, *plan.where,
             *_strides(q, k, v, grad, dk, dv), plan.key.of_row, heads_kv, num_slots, num_queries, num_keys,
@@ -166,6 +166,6 @@ def _compiled_in(q: Tensor, k: Tensor, text: str, plan: Plan, launch: Launch) ->
     }
 
 
-def _on(device: torch.device) -> AbstractContextManager[None]:
+def on(device: torch.device) -> AbstractContextManager[None]:
     """Triton launches on the current device, wherever the tensors are."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
