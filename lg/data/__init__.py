@@ -12,6 +12,7 @@ from lg.data.loader import Loader
 from lg.data.mixture import Mixture, Upsample
 from lg.data.packed import PackedRows, pack
 from lg.data.packing import BestFit, Chunks, Cut, Packed, Packing, Whole
+from lg.data.planted import Planted
 from lg.data.positions import E2LLM, LongRecipe, PoSE, Positions, Sentences
 from lg.data.random_tokens import RandomTokens
 from lg.data.rows import IGNORED, Batch, Row, RowShape, collate
@@ -47,6 +48,7 @@ __all__ = [
     "PackedRows",
     "Packing",
     "Parquet",
+    "Planted",
     "PoSE",
     "Positions",
     "RandomTokens",

@@ -80,12 +80,14 @@ class Score:
         depths: as the grid's.
         gain: nats a token that the needle makes the answer likelier by: float64 [depths, lengths].
         accuracy: share of the answer's tokens that are the likeliest, with the needle: float64 [depths, lengths].
+        exact: share of answers of which all tokens are: float64 [depths, lengths].
     """
 
     lengths: Sequence[int]
     depths: Sequence[float]
     gain: Tensor
     accuracy: Tensor
+    exact: Tensor
 
 
 @dataclass(frozen=True)
@@ -154,9 +156,9 @@ def score(decoder: Decoder, hay: Haystack) -> Score:
             right[divmod(number, 2)] = hits.mean()
     grid = len(hay.needles.depths), len(hay.needles.lengths), hay.needles.samples
     told, misled = log_likelihood.unbind(1)
-    return Score(
-        hay.needles.lengths, hay.needles.depths, (told - misled).view(grid).mean(2), right[:, 0].view(grid).mean(2)
-    )
+    shares = right[:, 0].view(grid)
+    gain = (told - misled).view(grid).mean(2)
+    return Score(hay.needles.lengths, hay.needles.depths, gain, shares.mean(2), (shares == 1).double().mean(2))
 
 
 def _question(

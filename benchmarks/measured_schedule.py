@@ -1,0 +1,181 @@
+"""Which layers must see everything: sets that `lg probe` proposes, trained beside others at equal data and tokens.
+
+    lg import smollm2 models/smollm2
+    lg data fetch austen shakespeare faq essays bible milton
+    lg probe --model=models/smollm2 --data=stdlib,austen --length=4K --out=probe.json
+    python benchmarks/measured_schedule.py [OUT.json] --scores probe.json [--minutes 9] [--seeds 1] [--toy]
+
+Each set is trained by `lg fit` with measured_schedule.yaml, in a process of its own, one on every GPU that there is.
+Rows tell needles (exact, at five depths), what context is worth on texts that no run has read, and the loss. The file
+is written after each row, and a second call goes on where the first was cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import queue
+import random
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from report import parser, processor, write
+
+from lg.attention.schedule import Measured, written
+from lg.data import Fetched, TokenizerFile
+from lg.evaluation import Needles, haystack, losses_by_context, paired, score
+from lg.evaluation.probe.texts import pieces
+from lg.models.hybrid import HybridLM
+
+HERE = Path(__file__).parent
+LAYERS = 30
+SIZES = (2, 3, 4, 6)
+LENGTHS, CONTEXTS, TARGETS, PIECES, SAMPLES = (4096, 8192, 16384, 32768), (4096, 31744), 1024, 48, 6
+
+
+class Case(NamedTuple):
+    """One training.
+
+    Attributes:
+        name: where the set is from.
+        schedule: the layers.
+        seed: of the training.
+    """
+
+    name: str
+    schedule: str
+    seed: int
+
+
+def cases(scores: Path, seeds: int) -> Iterator[Case]:
+    """The most wanted first."""
+    measures = sorted(json.loads(scores.read_text())["measures"])
+    full = f"{LAYERS}*full"
+    for seed in range(seeds):
+        yield Case("full", full, seed)
+        yield Case("middle 12", "9*local, 12*full, 9*local", seed)
+        yield Case("sparse only", f"{LAYERS}*local", seed)
+        for size in SIZES:
+            for measure in measures:
+                chosen = Measured(str(scores), full_layers=size, measure=measure).layers(LAYERS)
+                yield Case(f"{measure}, {size}", written(chosen), seed)
+            drawn = random.Random(f"{seed} {size}").sample(range(LAYERS), size)
+            yield Case(f"random, {size}", written(["full" if n in drawn else "local" for n in range(LAYERS)]), seed)
+
+
+def trained(case: Case, models: Path, options: list[str], gpu: int | None) -> dict[str, Any]:
+    """Trains and measures one case, in processes of its own."""
+    with tempfile.TemporaryDirectory() as path:
+        folder = Path(path)
+        (folder / "models").symlink_to(models.resolve())
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
+        }
+        if gpu is not None:
+            environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
+        config = [f"--config={HERE / 'measured_schedule.yaml'}", f"--model.schedule={case.schedule}"]
+        words = ["fit", *config, f"--seed_everything={case.seed}", f"--data.seed={case.seed}", *options]
+        out = folder / "row.json"
+        for command in (["-m", "lg", *words], [__file__, str(out), "--measure", str(folder), *_sized()]):
+            done = subprocess.run(
+                [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+            )
+            if done.returncode:
+                return {**case._asdict(), "error": (done.stderr or done.stdout)[-1500:]}
+        return {**case._asdict(), **json.loads(out.read_text())}
+
+
+def _sized() -> list[str]:
+    return ["--toy"] if "--toy" in sys.argv else []
+
+
+def measure(out: Path, folder: Path, toy: bool) -> None:
+    """What the run in a folder has come to."""
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    checkpoint = max(folder.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+    decoder = HybridLM.from_checkpoint(str(checkpoint)).to(device).model
+    lengths, contexts, targets, count, samples = LENGTHS, CONTEXTS, TARGETS, PIECES, SAMPLES
+    if toy:
+        lengths, contexts, targets, count, samples = (256, 512), (128, 384), 64, 3, 1
+    tokenizer = TokenizerFile(str(folder / "models" / "smollm2" / "tokenizer.json"))
+    texts = pieces([Fetched("bible"), Fetched("milton")], tokenizer, max(contexts) + targets, count)
+    grid = Needles(lengths, samples=samples)
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        told = score(decoder, haystack(grid, tokenizer, texts[0]))
+        losses = losses_by_context(decoder, texts, targets, contexts)
+    gain = paired(losses[:, 0], losses[:, 1])
+    out.write_text(
+        json.dumps(
+            {
+                "needle_exact": dict(zip(map(str, lengths), told.exact.mean(0).tolist(), strict=True)),
+                "needle_gain_nats": dict(zip(map(str, lengths), told.gain.mean(0).tolist(), strict=True)),
+                "loss_nats": dict(zip(map(str, contexts), losses.mean(0).tolist(), strict=True)),
+                "context_gain_nats": {"mean": -gain.mean, "low": -gain.high, "high": -gain.low},
+            }
+        )
+    )
+
+
+def main() -> None:
+    """Trains what the file lacks, one case a GPU at a time, and writes it after each row."""
+    command = parser(__doc__)
+    command.add_argument("--models", type=Path, default=Path("models"))
+    command.add_argument("--scores", type=Path, default=Path("probe.json"), help="of lg probe")
+    command.add_argument("--seeds", type=int, default=1)
+    command.add_argument("--only", help="cases whose names begin so")
+    command.add_argument("--minutes", type=float, default=9.0, help="nothing is begun after so long")
+    command.add_argument("--toy", action="store_true", help="short rows and one step, to see that it works")
+    command.add_argument("--measure", type=Path, help="no use by hand")
+    args = command.parse_args()
+    if args.measure:
+        measure(args.out, args.measure, args.toy)
+        return
+    begun = time.perf_counter()
+    gpus = torch.cuda.device_count()
+    options = [] if gpus else ["--trainer.precision=32-true", "--model.compile=false"]
+    if args.toy:
+        options += ["--data.row_length=512", "--trainer.max_steps=1", "--trainer.accumulate_grad_batches=1"]
+        options += ["--trainer.limit_val_batches=1", "--data.source.sources.planted.init_args.size=1200"]
+    rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
+    rows = [row for row in rows if "error" not in row]
+    done = {(row["schedule"], row["seed"]) for row in rows}
+    waiting: queue.Queue[Case] = queue.Queue()
+    for case in cases(args.scores, args.seeds):
+        if (case.schedule, case.seed) not in done and case.name.startswith(args.only or ""):
+            done.add((case.schedule, case.seed))
+            waiting.put(case)
+    device = f"{gpus} x {torch.cuda.get_device_name()}" if gpus else processor()
+    writing = threading.Lock()
+
+    def work(gpu: int | None) -> None:
+        while time.perf_counter() - begun < 60 * args.minutes:
+            try:
+                case = waiting.get_nowait()
+            except queue.Empty:
+                return
+            row = trained(case, args.models, options, gpu)
+            with writing:
+                rows.append(row)
+                print(f"{time.perf_counter() - begun:4.0f} s  {json.dumps(row)}", flush=True)
+                packages = ["torch", "triton", "lightning"]
+                write(args.out, "sets of full layers of SmolLM2 135M, trained at equal data", device, packages, rows)
+
+    threads = [threading.Thread(target=work, args=(gpu,)) for gpu in (range(gpus) if gpus else [None])]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if left := waiting.qsize():
+        print(f"not begun: {left}")
+
+
+if __name__ == "__main__":
+    main()
