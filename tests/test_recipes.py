@@ -152,6 +152,13 @@ def test_a_twin_says_what_its_recipe_says(path: Path) -> None:
     assert both[0] == both[1]
 
 
+def test_what_is_merged_reads_as_far_as_what_was_trained() -> None:
+    text = next(one for one in RECIPES if one.stem == "longrecipe_llama3_8b_128k").read_text()
+    (line,) = [line for line in text.splitlines() if "lg merge" in line]
+    # config.json is the first one's, and the original's theta is for 8,192 positions.
+    assert line.split()[4:6] == ["models/replayed", "models/Meta-Llama-3-8B-Instruct"]
+
+
 def method(config: dict[str, Any]) -> dict[str, Any]:
     """What makes a recipe that recipe, whatever its sizes."""
     model, data = config["model"]["init_args"], config["data"]["init_args"]

@@ -33,7 +33,7 @@ COMMANDS = {
     "probe": "measure which layers of a pretrained model must see everything",
     "data": "fetch real texts and tokenizers, and list those that there are",
     "check": "find out whether attention is right on this machine, in every way that a model would use it",
-    "bench": "time attention, implementation by implementation, or whole training steps",
+    "bench": "time attention, training steps, the reading of prompts or the writing of tokens",
 }
 
 # Commands that need no Trainer: each has a module with a `run` of its own.

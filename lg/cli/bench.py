@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 HELP = """usage: lg bench attention [--OPTION=VALUE ...]
        lg bench train --config FILE [--key=value ...] [--OPTION=VALUE ...]      (see lg bench train --help)
+       lg bench prefill [--OPTION=VALUE ...]                                    (see lg bench prefill --help)
+       lg bench decode [--OPTION=VALUE ...]                                     (see lg bench decode --help)
 
 Times forward and backward passes of attention and says what each costs: milliseconds, useful and executed TFLOP/s, peak
 memory, and how many times as fast as the best full causal attention of the same shape. Outputs and gradients are held
@@ -67,11 +69,18 @@ def run(args: list[str]) -> None:
 
         bench_train.run(words[1:])
         return
+    if words[:1] in (["prefill"], ["decode"]):
+        from lg.cli import bench_inference
+
+        bench_inference.run(words[0], words[1:])
+        return
     if not words or {"-h", "--help"} & set(words):
         print(HELP, end="")
         return
     if words[0] != "attention":
-        raise ValueError(f"{words[0]!r} is not a benchmark; allowed: attention, train (see lg bench --help)")
+        raise ValueError(
+            f"{words[0]!r} is not a benchmark; allowed: attention, train, prefill, decode (see lg bench --help)"
+        )
     options = _options(words[1:])
     picture, figures = file_for(options.out, "--out", ".png"), file_for(options.json, "--json", ".json")
 

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lg.attention import Causal, Documents, SinkWindow, Window
-from lg.data import Document, PoSE, Source, TextData, collate
+from lg.data import E2LLM, Document, PoSE, Source, TextData, collate
 from lg.data.positions import Drawing, Sentences
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
@@ -88,6 +88,20 @@ def test_a_batch_with_positions_is_trained_on_them() -> None:
         loss, model.model.loss(placed["tokens"], placed["targets"], documents, positions=placed["positions"])
     )
     assert loss != model._loss(batch)[0] and count == model._loss(batch)[1]
+
+
+def test_fractions_are_not_rounded_unseen() -> None:
+    # Of the model's type 828.25, 828.5 and 829 would be one position.
+    options: dict[str, Any] = {
+        "max_steps": 1, "accelerator": "cpu", "logger": False, "enable_checkpointing": False,
+        "enable_progress_bar": False, "enable_model_summary": False, "limit_val_batches": 0,
+    }  # fmt: skip
+    with pytest.raises(
+        ValueError, match=r"trainer.precision: 'bf16-true' is not allowed where positions are fractions"
+    ):
+        pl.Trainer(**options, precision="bf16-true").fit(module(), rows(row_length=64, positions=E2LLM(5)))
+    pl.Trainer(**options, precision="bf16-true").fit(module(), rows(row_length=64, positions=PoSE(128)))
+    pl.Trainer(**options, precision="bf16-mixed").fit(module(), rows(row_length=64, positions=E2LLM(5)))
 
 
 def told(folder: Path, caplog: pytest.LogCaptureFixture, data: TextData | None = None, **changes: Any) -> list[str]:

@@ -83,6 +83,8 @@ def open_pretrained(path: str | Path) -> Pretrained:
         told = json.loads(file.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"model.init_args.pretrained: {str(file)!r} is no JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise ValueError(f"model.init_args.pretrained: {str(file)!r} holds no object; it must map keys to values")
     return _held(read(told), Folder(folder))
 
 

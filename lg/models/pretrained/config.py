@@ -12,7 +12,7 @@ from typing import Any
 from lg.attention import Causal, Pattern, Window
 from lg.models.config import DecoderConfig
 from lg.models.pretrained.remote import PREFIX, patterns_of
-from lg.models.rope_scaling import DynamicNTK, Linear, Llama3, RopeScaling, YaRN
+from lg.models.rope_scaling import NTK, DynamicNTK, Linear, Llama3, RopeScaling, YaRN, ntk_theta
 
 Json = Mapping[str, Any]
 
@@ -171,7 +171,10 @@ def shape(config: DecoderConfig, family: str, longest: int) -> dict[str, Any]:
         more["attention_bias"] = False
     if family in ("llama", "smollm3"):
         more["mlp_bias"] = False
-    rope = rope_parameters(config.rope_theta, config.rope_scaling)
+    theta, scaling = config.rope_theta, config.rope_scaling
+    if isinstance(scaling, NTK):  # nothing but a larger base, which every class has
+        theta, scaling = ntk_theta(theta, scaling.factor, config.head_width), None
+    rope = rope_parameters(theta, scaling)
     return {
         "model_type": family,
         "architectures": [f"{classes[family]}ForCausalLM"],
@@ -190,8 +193,8 @@ def shape(config: DecoderConfig, family: str, longest: int) -> dict[str, Any]:
         **dict.fromkeys(MARKS),
         # Of version 5 of transformers, and of those before it.
         "rope_parameters": rope,
-        "rope_theta": config.rope_theta,
-        **({"rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"}} if config.rope_scaling else {}),
+        "rope_theta": theta,
+        **({"rope_scaling": {k: v for k, v in rope.items() if k != "rope_theta"}} if scaling else {}),
         **more,
     }
 
@@ -237,7 +240,7 @@ def rope_parameters(theta: float, scaling: RopeScaling | None) -> dict[str, Any]
         kind = "llama3"
     else:
         raise ValueError(
-            f"model.init_args.rope_scaling: {scaling} cannot be exported; transformers says Linear, YaRN and Llama3 so"
+            f"model.init_args.rope_scaling: {scaling} cannot be exported; Linear, NTK, YaRN and Llama3 can"
         )
     return {
         **told, "rope_type": kind, "factor": scaling.factor,
@@ -249,6 +252,11 @@ def _rope(told: Json, family: str) -> tuple[float, RopeScaling | None]:
     new, old = told.get("rope_parameters"), told.get("rope_scaling")
     said: Json = new or old or {}
     key = "rope_parameters" if new else "rope_scaling"
+    for name, one in (("rope_parameters", new), ("rope_scaling", old)):
+        if one is not None and not isinstance(one, Mapping):
+            raise _refusal(name, one, "it must map keys to values")
+    if new and old and _without_theta(new) != _without_theta(old):
+        raise _refusal("rope_scaling", old, f"rope_parameters, {new!r}, says something else; one of both must go")
     theta = said.get("rope_theta", told.get("rope_theta", _DEFAULT_THETA.get(family, 10000.0)))
     kind = said.get("rope_type", said.get("type", "default"))
     if kind not in _ROPE:
@@ -280,6 +288,11 @@ def _rope(told: Json, family: str) -> tuple[float, RopeScaling | None]:
     elif kind == "llama3":
         scaling = Llama3(number("factor"), trained(), number("low_freq_factor"), number("high_freq_factor"))
     return float(theta), scaling
+
+
+def _without_theta(rope: Json) -> dict[str, Any]:
+    """What rotary positions are told by, under today's names."""
+    return {{"type": "rope_type"}.get(key, key): value for key, value in rope.items() if key != "rope_theta"}
 
 
 def _sees(told: Json, family: str, num_layers: int, no_rope: Sequence[int]) -> tuple[Pattern, ...]:

@@ -45,7 +45,7 @@ _KEYS = {
 }
 # Tokens that mean something, and what config.json calls their numbers.
 _MARKS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
-# What the tensors, or the keys above, say already.
+# What the tensors, or the keys above, say already; the first two are held to them.
 _SAID = ("attention.value_length", "rope.dimension_count", "vocab_size")
 
 
@@ -114,6 +114,18 @@ class Gguf:
                 )
             # Numbers are float32 there: 1e-5 is meant, where 9.999999747e-06 is kept.
             told[_KEYS[key]] = float(f"{value:.7g}") if isinstance(value, float) else value
+        width = told.get("head_dim") or told.get("hidden_size", 0) // told.get("num_attention_heads", 1)
+        for key in ("attention.value_length", "rope.dimension_count"):
+            if (value := known.get(f"{self._kind}.{key}", width)) != width:
+                raise ValueError(
+                    f"model.init_args.pretrained: {self._kind}.{key}: {value} is not allowed; a decoder computes with "
+                    f"the width of a head, {width}, only"
+                )
+        if "model.embed_tokens.weight" not in self._tensors:
+            raise ValueError(
+                "model.init_args.pretrained: the file has no tensor token_embd.weight; of a model in several files all "
+                "must be joined into one"
+            )
         vocab, _ = reversed([int(size) for size in self._tensors["model.embed_tokens.weight"].shape])
         return {**told, "vocab_size": vocab, "tie_word_embeddings": "lm_head.weight" not in self._tensors}
 

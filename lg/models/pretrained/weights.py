@@ -145,8 +145,11 @@ def _files(path: Path) -> dict[str, Path]:
 
     index = path / INDEX
     if index.exists():
-        told: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
-        files = {path / name for name in told.values()}
+        try:
+            told: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+            files = {path / name for name in told.values()}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(f"model.init_args.pretrained: {str(index)!r} is damaged: {error}") from error
     else:
         files = {path / "model.safetensors"}
     found: dict[str, Path] = {}

@@ -56,7 +56,7 @@ def written(path: Path, kind: str, decoder: Decoder, more: dict[str, Any], quant
     writer.add_rope_freq_base(config.rope_theta)
     writer.add_vocab_size(config.vocab_size)
     for name, value in more.items():
-        writer.add_float32(name, value)
+        (writer.add_uint32 if isinstance(value, int) else writer.add_float32)(name, value)
     for name, tensor in state(decoder.state_dict(), config):
         if kind == "llama" and ("q_proj" in name or "k_proj" in name):
             tensor = neighbours(tensor, config.num_heads if "q_proj" in name else config.num_kv_heads)
@@ -104,10 +104,16 @@ def test_quantised_weights_are_what_they_stand_for(tmp_path: Path) -> None:
     [
         ("mamba", {}, "is of architecture 'mamba'; allowed are llama, qwen2, qwen3"),
         ("llama", {"llama.rope.scaling.factor": 4.0}, "llama.rope.scaling.factor: 4.0 is not allowed; it is not known"),
+        # Heads of 16 of which a part turns.
+        (
+            "llama",
+            {"llama.rope.dimension_count": 8},
+            "llama.rope.dimension_count: 8 is not allowed; a decoder computes",
+        ),
         ("qwen2", {}, "missing: model.layers.0.self_attn.k_proj.bias"),
     ],
 )
-def test_refusals(kind: str, more: dict[str, float], said: str, tmp_path: Path) -> None:
+def test_refusals(kind: str, more: dict[str, Any], said: str, tmp_path: Path) -> None:
     written(tmp_path / "it.gguf", kind, made(CONFIG), more)
     with pytest.raises(ValueError) as raised:
         open_pretrained(tmp_path / "it.gguf")

@@ -125,6 +125,12 @@ def changed(path: Path, **told: Any) -> None:
         ({"residual_multiplier": 0.2}, "residual_multiplier: 0.2 is not allowed; it is not known what it changes"),
         ({"rope_parameters": {"rope_type": "longrope", "factor": 2.0}}, "rope_type: 'longrope' is not allowed"),
         ({"rope_parameters": {"rope_type": "yarn", "factor": 2.0, "mscale": 0.7}}, "mscale: 0.7 is not allowed"),
+        ({"rope_parameters": [1]}, "rope_parameters: [1] is not allowed; it must map keys to values"),
+        # Of both transformers takes this one.
+        (
+            {"rope_scaling": {"type": "linear", "factor": 4.0}},
+            "'factor': 4.0} is not allowed; rope_parameters, {'rope_",
+        ),
         ({"num_hidden_layers": 0}, "num_hidden_layers: 0 is not allowed; it must be an integer of at least 1"),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
@@ -159,6 +165,23 @@ def test_tensors_that_do_not_fit_are_all_listed(tmp_path: Path) -> None:
         "model.init_args.pretrained: the tensors do not fit config.json; missing: model.layers.2.mlp.up_proj.weight, "
         "model.norm.weight; not expected: model.layers.0.self_attn.q_proj.bias"
     )
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "said"),
+    [
+        ("config.json", "[1]", "holds no object"),
+        ("model.safetensors.index.json", "{}", "is damaged: 'weight_map'"),
+        ("model.safetensors.index.json", '{"weight_map": []}', "is damaged"),
+        ("model.safetensors.index.json", "{", "is damaged"),
+    ],
+)
+def test_damage_is_told(file: str, content: str, said: str, folder_of: Callable[[str], tuple[Any, Path]]) -> None:
+    _, path = folder_of("llama")
+    (path / file).write_text(content)
+    with pytest.raises(ValueError, match=said) as raised:
+        open_pretrained(path)
+    assert file in str(raised.value)
 
 
 def test_another_shape_is_told(folder_of: Callable[[str], tuple[Any, Path]]) -> None:
