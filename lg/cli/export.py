@@ -30,6 +30,7 @@ options:
   --dtype NAME      float32, bfloat16 or float16; by default that of the checkpoint
   --tokenizer PATH  a tokenizer.json, or a folder of transformers whose tokenizer comes along; by default that of the
                     run: of the model that it began with, or of its data
+  --linear FACTOR   positions are divided by it (rope_scaling Linear), as what E2LLM trained needs for a longer context
   --adapter         only what LoRA has trained, in the format of peft; without it, it is merged into the weights
   --base NAME       with --adapter, the folder or name of the model that it is for
 """
@@ -57,11 +58,11 @@ def run(args: list[str]) -> None:
     parser = Parser(prog="lg export", allow_abbrev=False, add_help=False)
     parser.add_argument("checkpoint")
     parser.add_argument("folder")
-    for name in ("positions", "dtype", "tokenizer", "base"):
+    for name in ("positions", "dtype", "tokenizer", "linear", "base"):
         parser.add_argument(f"--{name}")
     parser.add_argument("--adapter", action="store_true")
     options = parser.parse_args(words)
-    for name in ("positions", "tokenizer") if options.adapter else ("base",):
+    for name in ("positions", "tokenizer", "linear") if options.adapter else ("base",):
         if getattr(options, name) is not None:
             raise ValueError(f"--{name}: not allowed with{'' if options.adapter else 'out'} --adapter")
     if options.positions is None and not options.adapter:
@@ -82,7 +83,8 @@ def run(args: list[str]) -> None:
             num_bytes = _adapter_written(checkpoint, folder, options.dtype, options.base, line)
         else:
             positions = tokens_in(options.positions, "--positions")
-            num_bytes = _written(checkpoint, folder, positions, options.dtype, tokenizer, line)
+            factor = None if options.linear is None else _factor(options.linear)
+            num_bytes = _written(checkpoint, folder, positions, options.dtype, tokenizer, factor, line)
     except KeyboardInterrupt:
         line.clear()
         print("lg export: interrupted; nothing was written", file=sys.stderr)
@@ -96,11 +98,34 @@ def run(args: list[str]) -> None:
     print("without a tokenizer: --tokenizer names one" if tokenizer is None else f"tokenizer of {tokenizer.whence}")
 
 
+def _factor(text: str) -> float:
+    """The number that an option says.
+
+    Raises:
+        ValueError: if it is none that positions can be divided by.
+    """
+    try:
+        factor = float(text)
+    except ValueError:
+        factor = 0.0
+    if not 1 <= factor < float("inf"):
+        raise ValueError(f"--linear: {text!r} is not allowed; it must be a number of at least 1, such as 8")
+    return factor
+
+
 def _written(
-    checkpoint: Path, folder: Path, positions: int, dtype: str | None, tokenizer: Found | None, line: ProgressLine
+    checkpoint: Path,
+    folder: Path,
+    positions: int,
+    dtype: str | None,
+    tokenizer: Found | None,
+    factor: float | None,
+    line: ProgressLine,
 ) -> int:
     from lg.models.hybrid import HybridLM
+    from lg.models.presets import changed
     from lg.models.pretrained.out import save
+    from lg.models.rope_scaling import Linear
 
     line.show(f"reading {checkpoint.name}")
     module = HybridLM.from_checkpoint(str(checkpoint))
@@ -108,7 +133,12 @@ def _written(
     weights = _in_type(module.plain_weights, dtype)
     line.show(f"writing {folder.name}: it is found under its name when it is whole")
     files, marks = ({}, {}) if tokenizer is None else (tokenizer.files, tokenizer.marks)
-    save(folder, weights, module.decoder_config, sees, positions, files=files, marks=marks)
+    config = module.decoder_config
+    if factor is not None and config.rope_scaling is not None:
+        raise ValueError(f"--linear: {factor:g} is not allowed; the model was trained with {config.rope_scaling}")
+    if factor is not None:
+        config = changed(config, {"rope_scaling": Linear(factor)})
+    save(folder, weights, config, sees, positions, files=files, marks=marks)
     return sum(file.stat().st_size for file in folder.iterdir())
 
 

@@ -50,10 +50,21 @@ def test_transformers_computes_what_was_trained(tmp_path: Path, capsys: pytest.C
         torch.testing.assert_close(model(tokens).logits, want, rtol=1e-4, atol=1e-4)
 
 
+def test_positions_may_be_divided_at_the_end(tmp_path: Path) -> None:
+    module = trained(tmp_path / "step.ckpt")
+    assert main(["export", str(tmp_path / "step.ckpt"), str(tmp_path / "out"), "--positions=1K", "--linear=4"]) == 0
+    model: Any = AutoModelForCausalLM.from_pretrained(tmp_path / "out", attn_implementation="eager").eval()
+    tokens = torch.randint(256, (1, 50))
+    with torch.no_grad():
+        want = module.model.logits(tokens, Documents(50), positions=torch.arange(50)[None] / 4)
+        torch.testing.assert_close(model(tokens).logits, want, rtol=1e-4, atol=1e-4)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
         (["{ckpt}", "{out}"], "--positions: needed, such as 32K"),
+        (["{ckpt}", "{out}", "--positions=1K", "--linear=no"], "--linear: 'no' is not allowed; it must be a number"),
         (["{ckpt}", "{out}", "--positions=1K", "--dtype=int8"], "--dtype: 'int8' is not allowed; allowed are float32"),
         (["nowhere.ckpt", "{out}", "--positions=1K"], "CHECKPOINT: 'nowhere.ckpt' does not exist"),
         (["{ckpt}", "{out}", "--positions=1K", "--tokenizer=nowhere"], "--tokenizer: 'nowhere' is none"),
