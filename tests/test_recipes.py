@@ -70,7 +70,7 @@ def the_model(folder: Path) -> None:
 def texts() -> list[str]:
     """Some as long as the longest row, some as long as a usual one, some short."""
     sentence = "The quick brown fox, number {}, jumps over the lazy dog. "
-    lengths = [LONG] * 2 + [140_000] * 4 + [70_000] * 8 + [3_000] * 300
+    lengths = [LONG] * 2 + [140_000] * 4 + [70_000] * 8 + [40_000] * 8 + [3_000] * 300
     return [
         "".join(sentence.format(n * 10**6 + i) for i in range(length // 58 + 1)) for n, length in enumerate(lengths)
     ]

@@ -1,4 +1,4 @@
-"""``lg bench prefill`` and ``lg bench decode``: how fast prompts are read and tokens written here, and in what memory."""
+"""``lg bench prefill`` and ``lg bench decode``: how fast prompts are read and tokens written, and in what memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from lg.cli.bench import Parser, device_named, number
+from lg.cli.figures import figure
 from lg.cli.lengths import tokens_in
 from lg.cli.written import file_for, write
 
@@ -41,8 +42,8 @@ _OPTIONS = """options, with what they are on a GPU and on a CPU:
 HELP = {
     "prefill": f"""usage: lg bench prefill [--OPTION=VALUE ...]
 
-Reads random prompts with random weights, in chunks, one sequence after another, and says how long it is until each has
-its first token, how much its keys and values take then, and the peak of memory. Full attention is read by the same code.
+Reads random prompts with random weights, in chunks, one sequence after another, and says how long it is until all have
+their first token, what keys and values take then, and the peak of memory. Full attention is read by the same code.
 
   lg bench prefill --preset=llama-2-7b --lengths=128K
 
@@ -51,10 +52,10 @@ its first token, how much its keys and values take then, and the peak of memory.
 """,
     "decode": f"""usage: lg bench decode [--OPTION=VALUE ...]
 
-Writes tokens after prompts of some length with random weights, a token of every sequence in each step, and says what a
-step takes. The prompts are not read: pages are taken as if they had been, and filled with random keys and values. Beside
-it stands what the step must take at least: the bytes of the weights and of the pages that are listed, over the memory
-bandwidth of the GPU's data sheet. Full attention is written by the same code.
+Writes after prompts of some length with random weights, a token of every sequence in each step, and says what a step
+takes. The prompts are not read: pages are taken as if they had been, and filled with random keys and values. Beside it
+stands what a step takes at least: the bytes of the weights and of the pages that are listed, over the bandwidth in the
+GPU's data sheet. Full attention is measured by the same code.
 
   lg bench decode --preset=llama-3-8b --lengths=32K,128K --kv=auto,int8,int4 --batch=1,most
 
@@ -68,12 +69,15 @@ _ON_CPU = {"preset": "tiny", "lengths": "1K", "dtype": "float32", "chunk": "512"
 _DTYPES = ("bfloat16", "float16", "float32")
 _GRAPHS: Mapping[str, Any] = {"auto": "auto", "yes": True, "no": False}
 _WARM_UP = 3
+# Tokens that are written after a prompt that is read, as far as its pages know.
+_LATER = 1024
 # Of the memory that is free once the weights are there, what pages may take where as many fit as can.
 _SHARE = 0.9
 _GIB = 2**30
 _HEADS = {
     "prefill": f"{'first token':>12} {'tokens/s':>10} {'KV held':>10} {'of full':>8} {'peak':>10}",
-    "decode": f"{'a step':>12} {'at least':>10} {'share':>7} {'tokens/s':>9} {'KV read':>10} {'of full':>8} {'peak':>10}",
+    "decode": f"{'a step':>12} {'at least':>10} {'share':>7} {'tokens/s':>9} {'KV read':>10} {'of full':>8} "
+    f"{'peak':>10}",
 }
 
 
@@ -276,7 +280,7 @@ class _Timed:
         from lg.inference.room import room_bytes
 
         device = decoder.embedding.weight.device
-        longest = length + (_WARM_UP + self.steps if self.what == "decode" else 0)
+        longest = length + (_WARM_UP + self.steps if self.what == "decode" else _LATER)
         free = int(_SHARE * free_memory(device))
         sequences = largest_batch(decoder, longest, form, free) if isinstance(batch, str) else batch
         needed = room_bytes(decoder, longest, max(sequences, 1), formats=form)
@@ -356,7 +360,7 @@ def _figures(what: str, row: Mapping[str, Any]) -> Iterator[str]:
         yield f"{row['bound_ms']:>7.3f} ms" if known else " " * 10
         yield f"{100 * row['bandwidth_share']:>6.1f}%" if known else " " * 7
         yield f"{1e3 * row['batch'] / row['decode_ms_per_token']:>9,.0f}"
-    yield f"{row['kv_gib']:>6.3g} GiB"
+    yield f"{figure(row['kv_gib']):>6} GiB"
     yield f"{100 * row['kv_share']:>7.1f}%"
     yield f"{row['peak_gib']:>6.1f} GiB" if "peak_gib" in row else ""
 

@@ -58,6 +58,7 @@ _NUMBERS = {
     "repetition-penalty": float,
     "seed": int,
 }
+_MOST_NEW = 2**24
 # What a step computes needs some as well.
 _SHARE = 0.8
 
@@ -116,8 +117,10 @@ def _options(words: list[str]) -> Namespace:
         raise ValueError("--model: needed; a checkpoint, a folder of transformers or a GGUF file")
     if sum((options.prompt is not None, bool(options.prompt_file), options.stdin is not None)) != 1:
         raise ValueError("--prompt: one of --prompt, --prompt-file and - is needed, and no two of them")
-    if options.max_new_tokens < 1:
-        raise ValueError(f"--max-new-tokens: {options.max_new_tokens} is not allowed; it must be at least 1")
+    if not 1 <= options.max_new_tokens <= _MOST_NEW:
+        raise ValueError(
+            f"--max-new-tokens: {options.max_new_tokens} is not allowed; it must be at least 1 and at most {_MOST_NEW}"
+        )
     for name, allowed in (("dtype", _DTYPES), ("kv", ("auto", *_DTYPES, "int8", "int4"))):
         if getattr(options, name) not in (None, *allowed):
             raise ValueError(f"--{name}: {getattr(options, name)!r} is not allowed; allowed are {', '.join(allowed)}")

@@ -141,6 +141,8 @@ def _options(words: list[str]) -> Namespace:
     options.memory = None if options.memory is None else bytes_in(options.memory, "--memory")
     if options.api_key is None:
         options.api_key = os.environ.get("LG_API_KEY")
+    if options.api_key is not None:
+        options.api_key = options.api_key.strip()  # as what clients send is
     if options.api_key == "":
         raise ValueError("--api-key: '' is not allowed; it must be a key, or be left out")
     if not options.api_key and not _is_loopback(options.host):
@@ -241,9 +243,10 @@ def _scheduler(model: Opened, options: Namespace) -> Scheduler:
     formats = form, form
     memory = int(_SHARE * free_memory(weight.device)) if options.memory is None else options.memory
     if memory < (least := room_bytes(decoder, length, formats=formats)):
+        fits = longest(decoder, memory, formats)
         raise ValueError(
             f"--memory: {_size(memory)} is less than the {_size(least)} that keys and values of one request of "
-            f"{length:,} tokens may take; more is needed, or --max-length {longest(decoder, memory, formats)}"
+            f"{length:,} tokens may take; more is needed{f', or --max-length {fits}' if fits else ''}"
         )
     most = room_bytes(decoder, length, options.slots, formats=formats)
     # Room that is not a whole number of requests goes to shorter ones.

@@ -92,6 +92,8 @@ def generate(
         ValueError: a prompt is empty or has ids that the model has not, a value is out of range, or the model cannot
             write.
     """
+    if isinstance(prompts, str):
+        raise ValueError("prompts: a text alone is not allowed; a list of prompts is needed")
     ids = [ids_of(prompt, tokenizer) for prompt in prompts]
     runner = runner_for(model, ids, max_new_tokens, formats)
     written = [Written() for _ in ids]
@@ -180,10 +182,13 @@ def ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> Tensor:
     """A prompt's ids, int64 [L] on the host.
 
     Raises:
-        ValueError: it is text, and there is no tokenizer.
+        ValueError: it is text, and there is no tokenizer, or it is no list.
     """
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError("a prompt of text is not allowed without a tokenizer; ids are needed, or a tokenizer")
         prompt = list(map(int, tokenizer.encode(prompt.encode())))
-    return torch.as_tensor(prompt, dtype=torch.int64).cpu()
+    ids = torch.as_tensor(prompt, dtype=torch.int64).cpu()
+    if ids.ndim != 1:
+        raise ValueError(f"a prompt of ids is a list of them, not {prompt!r}; a list of prompts is needed")
+    return ids

@@ -17,6 +17,7 @@ from lg.inference.formats import Format
 from lg.inference.lifetime import PAGE
 from lg.inference.pages import Group
 from lg.inference.state import Piece, State, Step
+from lg.inference.tables import Rows
 from lg.models.rope import rotate
 
 
@@ -63,7 +64,7 @@ class PagedAttention(State):
         q, k, v = (x.squeeze(0) for x in inputs)
         kernels = self._takes(q)
         if kernels and all(piece.count == 1 for piece in step.pieces):
-            return self._together(q, k, v, step).flatten(1)
+            return self.together(q, k, v, self._rows(step)).flatten(1)
         out, row, alone = torch.empty_like(q), 0, []
         for piece in step.pieces:
             rows = slice(row, row + piece.count)
@@ -76,7 +77,8 @@ class PagedAttention(State):
                 out[:, rows] = self._alone(piece, *own, step)
             row = rows.stop
         if alone:
-            out[:, alone] = self._together(q[:, alone], k[:, alone], v[:, alone], step).transpose(0, 1)
+            own = q[:, alone], k[:, alone], v[:, alone]
+            out[:, alone] = self.together(*own, self._rows(step)).transpose(0, 1)
         return out.transpose(0, 1).flatten(1)
 
     # Kernels
@@ -95,10 +97,27 @@ class PagedAttention(State):
             return "keys that are kept before they are rotated are read by PyTorch alone"
         return paged.refusal(dtype, self.cache.head_width, self.kind.keys[0].device, self.kind.pattern.text)
 
-    def _together(self, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
-        """Attention of all single tokens of a step, q [H, S, D], which are kept first: [S, H, D]."""
+    def kernels_refuse(self, dtype: torch.dtype) -> str | None:
+        """Why kernels do not read the pages of single tokens, or are not asked to."""
+        if self.impl not in ("auto", "triton"):
+            return f"attention implementation {self.impl!r} is asked for"
+        return self._refusal(dtype)
+
+    def _rows(self, step: Step) -> Rows:
+        return self.kind.tables.rows(step, self.cache.told)
+
+    def together(self, q: Tensor, k: Tensor, v: Tensor, rows: Rows) -> Tensor:
+        """Attention of one token of each sequence by kernels, on the device alone; they are kept first.
+
+        Args:
+            q: [H, S, D].
+            k, v: [G, S, D].
+            rows: whose they are.
+
+        Returns:
+            [S, H, D].
+        """
         tables = self.kind.tables
-        rows = tables.rows(step, self.cache.told)
         keys, values = (tuple(x[self.layer] for x in room) for room in (self.kind.keys, self.kind.values))
         paged.write(k.transpose(0, 1), v.transpose(0, 1), keys, values, tables.heads, rows.pages, rows.tokens)
         pages = paged.Pages(tables.logical, tables.physical, tables.counts, tables.heads, tables.told)

@@ -28,6 +28,7 @@ from lg.attention import Pattern
 from lg.inference.ahead import read_together
 from lg.inference.cache import Cache
 from lg.inference.formats import Format, Plain
+from lg.inference.graph import Graphs, SingleTokens, wanted
 from lg.inference.paged import PagedAttention
 from lg.inference.state import Piece, State, Step
 from lg.models.block import Attention, Block
@@ -69,9 +70,12 @@ class Runner:
         rotated: whether keys are kept rotated. If not, they are rotated when they are read, by the sequence's length at
             that time. By default they are, unless the scaling of positions changes with the length.
         impl: what `attend` is asked for where many tokens are read at once.
+        graphs: whether steps in which every sequence reads one token are functions of tensors on the device alone,
+            which CUDA devices record as graphs (`lg.inference.graph`); "auto": on these, where it is possible.
 
     Raises:
-        ValueError: if a layer sees what cannot be known while a text is being written.
+        ValueError: if a layer sees what cannot be known while a text is being written, or if graphs are asked for and
+            not possible.
     """
 
     def __init__(
@@ -83,6 +87,7 @@ class Runner:
         formats: tuple[Format, Format] | None = None,
         rotated: bool | None = None,
         impl: str = "auto",
+        graphs: Graphs = "auto",
     ) -> None:
         self.decoder = decoder
         config = decoder.config
@@ -95,10 +100,18 @@ class Runner:
             patterns, config.num_kv_heads, config.head_width, max_length, num_slots, capacity, formats, weight.device
         )
         of_pattern = {kind.pattern: kind for kind in self.cache.kinds}
-        self.states: list[State] = [
+        states = [
             PagedAttention(self.cache, layer, of_pattern[pattern], rotated, impl)
             for layer, pattern in enumerate(patterns)
         ]
+        self.states: list[State] = [*states]
+        single = wanted(graphs, decoder, states, max_length)
+        self._single = SingleTokens(decoder, self.cache, states) if single else None
+
+    @property
+    def records(self) -> bool:
+        """Whether steps of single tokens are functions of tensors on the device alone, recorded on CUDA devices."""
+        return self._single is not None
 
     def open(self, length: int, doc: Mapping[str, int] | None = None) -> int | None:
         """A slot for a sequence that may grow to ``length`` tokens; None while there is no room for it.
@@ -143,11 +156,26 @@ class Runner:
         Returns:
             Logits [S, V] of the token after each sequence's last.
         """
+        return self._read(tokens, counts)[0]
+
+    @torch.no_grad()
+    def likeliest(self, tokens: Tensor, counts: Sequence[tuple[int, int]]) -> Tensor:
+        """The same, and which token is the likeliest after each sequence's last: int64 [S], on the device.
+
+        They may be read next as they are; another call may write over them.
+        """
+        return self._read(tokens, counts)[1]
+
+    def _read(self, tokens: Tensor, counts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         pieces = self.cache.begin(counts)
+        if self._single is not None and all(piece.count == 1 for piece in pieces):
+            out, likeliest = self._single.read(tokens, pieces)
+            self.cache.end(pieces)
+            return out, likeliest
         last = torch.tensor([count for _, count in counts], device=tokens.device).cumsum(0) - 1
-        out: Tensor = self.decoder.head(self._hidden(tokens, pieces)[last])
+        logits: Tensor = self.decoder.head(self._hidden(tokens, pieces)[last])
         self.cache.end(pieces)
-        return out
+        return logits, logits.argmax(-1)
 
     def _hidden(self, tokens: Tensor, pieces: Sequence[Piece]) -> Tensor:
         """Final hidden states [N, W]."""

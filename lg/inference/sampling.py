@@ -20,10 +20,15 @@ import torch
 from torch import Tensor
 
 _SEEDS = 2**63
+# What is nearer to 0 changes no draw, and quotients by it would not be finite.
+_LEAST = 1e-30
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    try:
+        return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    except OverflowError:  # an integer beyond all floats
+        return False
 
 
 def _refusal(name: str, value: object, needed: str) -> ValueError:
@@ -108,14 +113,14 @@ def choose(logits: Tensor, of: Sequence[Choice]) -> tuple[list[int], list[float]
 
 
 def changed(logits: Tensor, sampling: Sampling, seen: Tensor) -> Tensor:
-    """Logits [V] of one sequence that are drawn from: those that are left out are minus infinity.
+    """Logits of one sequence that are drawn from, float64 [V]: those that are left out are minus infinity.
 
     Args:
         logits: [V].
         sampling: how; with a temperature.
         seen: the sequence so far, int64 [L].
     """
-    logits = penalised(logits, sampling.repetition_penalty, seen) / sampling.temperature
+    logits = penalised(logits, sampling.repetition_penalty, seen).double() / max(float(sampling.temperature), _LEAST)
     if sampling.top_k is not None:
         least = logits.topk(min(sampling.top_k, len(logits))).values[-1]
         logits = logits.masked_fill(logits < least, -math.inf)
@@ -135,6 +140,7 @@ def penalised(logits: Tensor, penalty: float, seen: Tensor) -> Tensor:
     """Logits [V] in which tokens of a sequence, int64 [L], are less likely; Keskar et al. 2019 (arXiv 1909.05858)."""
     if penalty == 1:
         return logits
+    penalty = min(max(float(penalty), _LEAST), 1 / _LEAST)
     seen = seen.to(logits.device)
     own = logits[seen]
     return logits.index_put((seen,), torch.where(own < 0, own * penalty, own / penalty))
@@ -145,7 +151,7 @@ def _chosen(logits: Tensor, choice: Choice) -> Tensor:
     if sampling.temperature == 0:
         return penalised(logits, sampling.repetition_penalty, choice.seen).argmax()
     assert sampling.seed is not None
-    shares = changed(logits, sampling, choice.seen).double().softmax(-1).cumsum(-1)
+    shares = changed(logits, sampling, choice.seen).softmax(-1).cumsum(-1)
     whole = shares[-1]
     # Below the last sum, so that the token is one that has a share.
     point = torch.minimum(_uniform(sampling.seed, choice.number) * whole, whole.nextafter(torch.zeros_like(whole)))

@@ -26,6 +26,7 @@ from torch import Tensor
 
 from lg.inference.runner import Runner
 from lg.inference.sampling import GREEDY, Choice, Sampling, choose
+from lg.models.rope_scaling import DynamicNTK
 
 
 @dataclass(frozen=True)
@@ -114,7 +115,7 @@ class Scheduler:
     Args:
         runner: the model; nobody else may open sequences in it.
         chunk: tokens of a step, about. The first tokens of a prompt that see forward are read at once, however many
-            they are.
+            they are; with `DynamicNTK` all of it is.
     """
 
     def __init__(self, runner: Runner, chunk: int = 2048) -> None:
@@ -172,6 +173,9 @@ class Scheduler:
                 f"{pattern} sees forward among the first {least:,} tokens, and the prompt has {len(tokens):,}: what is "
                 "not written yet cannot be seen"
             )
+        if isinstance(self.runner.decoder.config.rope_scaling, DynamicNTK):
+            # Angles follow the text so far: a prompt that is cut elsewhere would be another one.
+            least = len(tokens)
         if request.sampling.seed is None:
             request = dataclasses.replace(
                 request, sampling=dataclasses.replace(request.sampling, seed=secrets.randbits(63))

@@ -88,8 +88,12 @@ class Tables:
             pieces = [piece for piece in step.pieces if piece.count == 1]
             on_host = torch.tensor([[one.slot for one in pieces], [one.first + 1 for one in pieces]])
             slots, lengths = on_host.int().to(self.counts.device)
-            self._rows = step, Rows(slots, lengths, lengths - 1, self.last[slots])
+            self._rows = step, self.rows_of(slots, lengths)
         return self._rows[1]
+
+    def rows_of(self, slots: Tensor, lengths: Tensor) -> Rows:
+        """The same of slots and lengths that are on the device, from the book as it is there."""
+        return Rows(slots, lengths, lengths - 1, self.last[slots])
 
     def update(self, told: Mapping[int, Mapping[str, int]]) -> None:
         """Copies what has changed in the book."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import codecs
 import hmac
 import json
 import time
@@ -32,6 +33,8 @@ from lg.serve.tokenizer import Speaker
 _JSON = b"application/json"
 _EVENTS = b"text/event-stream; charset=utf-8"
 _RETRY_S = 1
+# For a whole body to come.
+_BODY_S = 120
 
 
 @dataclass(frozen=True)
@@ -123,10 +126,16 @@ class _App:
 
     async def _write(self, kind: type[Answer], request: Request) -> Response:
         self._check_key(request)
-        body = await self._body(request)
+        try:
+            body = await asyncio.wait_for(self._body(request), _BODY_S)
+        except asyncio.TimeoutError as error:
+            raise Refusal(408, f"the body has not come within {_BODY_S} seconds", None, "request_timeout") from error
         # Long texts take a while; others are answered meanwhile.
         asked = await asyncio.to_thread(kind.read, body)
         self._check_model(asked.model)
+        if len(asked.prompts) > self.engine.most:
+            said = f"{len(asked.prompts):,} of them are more than the {self.engine.most} that are taken at once"
+            raise Refusal(400, f"{kind.param}: {said}", kind.param, "invalid_value")
         written = await asyncio.to_thread(lambda: list(self._written(asked, kind.param)))
         return _Watched(partial(self._answer, kind(asked), written))
 
@@ -195,9 +204,6 @@ class _App:
 
     async def _answer(self, answer: Answer, written: list[Written], send: Send) -> None:
         """Writes, and sends what is written."""
-        if len(written) > self.engine.most:
-            said = f"{answer.param}: {len(written)} of them are more than the {self.engine.most} that are taken at once"
-            return await _send(send, Refusal(400, said, answer.param, "invalid_value").body, 400)
         try:
             stream = await self.engine.open(written)
         except FullError:
@@ -224,6 +230,8 @@ class _App:
         texts = {index: Text(self.tokenizer, asked.stop) for index, _ in enumerate(written)}
         held: dict[int, list[Told]] = {index: [] for index in texts}
         offsets = dict.fromkeys(texts, 0)
+        # A character that tokens part is one.
+        whole = {index: codecs.getincrementaldecoder("utf-8")(errors="replace") for index in texts}
         while texts:
             try:
                 index, event = await stream.next()
@@ -241,7 +249,7 @@ class _App:
                 if asked.logprobs is not None:
                     told = Told(self.tokenizer.decode([event.token]), event.logprob, offsets[index])
                     held[index].append(told)
-                    offsets[index] += len(told.text.decode(errors="replace"))
+                    offsets[index] += len(whole[index].decode(told.text))
                 shown = text.add(event.token)
             if finish is not None:
                 shown += text.end()

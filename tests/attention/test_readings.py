@@ -6,6 +6,7 @@ import random
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -75,11 +76,7 @@ def layouts(draw: st.DrawFn) -> Documents:
     return Documents(length, starts, {"prefix": [draw(st.integers(0, length)) for _ in starts]})
 
 
-@settings(max_examples=2000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
-@given(predicates, layouts(), st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
-def test_every_reading_of_a_random_predicate_equals_brute_force(
-    expression: str, documents: Documents, block_q: int, block_k: int, draw: random.Random
-) -> None:
+def equals_brute_force(expression: str, documents: Documents, block_q: int, block_k: int, draw: random.Random) -> None:
     pattern, heads = Drawn(expression), 2
     check_text(pattern, documents, heads)
     first, end = sorted(draw.sample(range(documents.length + 1), 2))
@@ -90,6 +87,23 @@ def test_every_reading_of_a_random_predicate_equals_brute_force(
         check_shards(tiles, seen, draw)
     check_what_follows(pattern.tiles(documents, heads), heads)
     check_time(pattern, documents, heads, draw)
+
+
+@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(predicates, layouts(), st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_every_reading_of_a_random_predicate_equals_brute_force(
+    expression: str, documents: Documents, block_q: int, block_k: int, draw: random.Random
+) -> None:
+    equals_brute_force(expression, documents, block_q, block_k, draw)
+
+
+@pytest.mark.slow
+@settings(max_examples=4000, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@given(predicates, layouts(), st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
+def test_so_does_that_of_many_more(
+    expression: str, documents: Documents, block_q: int, block_k: int, draw: random.Random
+) -> None:
+    equals_brute_force(expression, documents, block_q, block_k, draw)
 
 
 def test_brute_force_is_the_predicate_in_python_itself() -> None:

@@ -78,7 +78,7 @@ def test_help(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["matmul"], "'matmul' is not a benchmark; allowed: attention, train (see lg bench --help)"),
+        (["matmul"], "'matmul' is not a benchmark; allowed: attention, train, prefill, decode (see lg bench --help)"),
         (["attention", "--patterns=causal,Windw"], "--patterns: 'Windw' is not known; allowed: causal, window_4k, "),
         (["attention", "--impls=fast"], "--impls: 'fast' is not known; allowed: dense, "),
         (["attention", "--lengths=2K,0"], "--lengths: '0' is not allowed; write tokens"),

@@ -51,16 +51,21 @@ def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 PAGE = Path(__file__).parents[2] / "docs" / "data.md"
 
 
-@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize(("number", "shown"), [*enumerate(["Fetched\n", "above: 32768\n", "Chunks\n", "Chat\n"])])
 def test_the_configurations_of_the_page_are_read(
-    number: int, tmp_path: Path, root: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    number: int,
+    shown: str,
+    tmp_path: Path,
+    root: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     blocks = re.findall(r"^```yaml\n(.*?)^```", PAGE.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
-    assert len(blocks) == 2
+    assert len(blocks) == 4
     monkeypatch.chdir(root)
     (tmp_path / "own.yaml").write_text(blocks[number].replace("base: ", f"base: {root}/"))
     assert main(["fit", f"--config={tmp_path / 'own.yaml'}", "--print_config"]) == 0
-    assert "Fetched\n" in capsys.readouterr().out
+    assert shown in capsys.readouterr().out
 
 
 def test_help_comes_before_any_heavy_import(root: Path) -> None:

@@ -29,6 +29,7 @@ def wrong(out: Path, *words: str) -> tuple[int, list[str]]:
     return sum(row["cases"] for row in rows if "cases" in row), told + [done.stdout[-5000:]] * bool(told)
 
 
+@pytest.mark.slow
 def test_some_of_every_kind(tmp_path: Path) -> None:
     count, told = wrong(tmp_path / "fuzz.json", "--share=0.02")
     assert count > 50

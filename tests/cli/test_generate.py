@@ -181,6 +181,7 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
         (["--model={model}", "--prompt=a", "--temperature=hot"], "--temperature: invalid float value: 'hot'"),
         (["--model={model}", "--prompt=a", "--stop="], "--stop: '' is not allowed"),
         (["--model={model}", "--prompt=a", "--max-new-tokens=0"], "--max-new-tokens: 0 is not allowed"),
+        (["--model={model}", "--prompt=a", "--max-new-tokens=99999999999"], "at least 1 and at most 16777216"),
         (["--model={model}", "--prompt=a", "--kv=int2"], "--kv: 'int2' is not allowed; allowed are auto, float32"),
         (["--model={model}", "--prompt=a", "--tokenizer=nowhere"], "--tokenizer: 'nowhere' is none"),
         (["--model={model}", "--prompt=a", "--device=quantum"], "--device: 'quantum' is not allowed"),

@@ -156,6 +156,8 @@ def test_a_stream_that_is_left_gives_its_pages_back() -> None:
         (dict(prompts=["a"], stop_strings=[""], tokenizer=Bytes()), "stop_strings: an empty string is not allowed"),
         (dict(prompts=[""], tokenizer=Bytes()), "the prompt is empty"),
         (dict(prompts=[[1]], max_new_tokens=0), "max_new_tokens: 0 is not allowed"),
+        (dict(prompts="text", tokenizer=Bytes()), "prompts: a text alone is not allowed"),
+        (dict(prompts=[1, 2]), "a prompt of ids is a list of them, not 1"),
     ],
 )
 def test_refusals(options: dict[str, Any], said: str) -> None:

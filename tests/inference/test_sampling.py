@@ -106,10 +106,23 @@ def test_the_likeliest_is_taken_by_default_and_a_penalty_changes_it() -> None:
     torch.testing.assert_close(torch.tensor(logprobs, dtype=torch.float64), want)
 
 
+@pytest.mark.parametrize("penalty", [1.0, 5e-324, 1e300, 10**300], ids="{:.0e}".format)
+@pytest.mark.parametrize("temperature", [5e-324, 1e-45, 1e-300, 10**300, 1e308], ids="{:.0e}".format)
+def test_extreme_values_still_draw_a_token(temperature: float, penalty: float) -> None:
+    logits = some_logits(2).float()
+    logits[0, SEEN] = 0.0
+    sampling = Sampling(temperature, top_k=40, top_p=0.9, min_p=0.1, repetition_penalty=penalty, seed=1)
+    tokens, logprobs = choose(logits, [Choice(sampling, SEEN, 9), Choice(sampling, torch.arange(50), 9)])
+    assert all(0 <= token < 50 for token in tokens) and all(map(math.isfinite, logprobs))
+    if temperature < 1 and penalty == 1:
+        assert tokens == logits.argmax(-1).tolist()
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [
         ("temperature", -0.1), ("temperature", math.nan), ("temperature", math.inf), ("temperature", True),
+        ("temperature", 10**400), ("repetition_penalty", 10**400),
         ("top_k", 0), ("top_k", 1.5), ("top_p", 0.0), ("top_p", 1.1), ("min_p", -1.0), ("min_p", "0.1"),
         ("repetition_penalty", 0.0), ("seed", -1), ("seed", 2**63), ("seed", 1.0),
     ],

@@ -9,19 +9,22 @@ from typing import Any
 
 import pytest
 import torch
+from examples import COMPOSED, PATTERNS
 
-from lg.attention import Causal, Not, Or, Pattern, PrefixLM, SinkWindow, Strided
+from lg.attention import Causal, Documents, Not, Or, Pattern, PrefixLM, SinkWindow, Strided
 from lg.inference import Event, Request, Runner, Sampling, Scheduler
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
+from lg.models.rope_scaling import DynamicNTK, RopeScaling
 
 
 @functools.cache
-def decoder(*patterns: Pattern) -> Decoder:
+def decoder(*patterns: Pattern, scaling: RopeScaling | None = None) -> Decoder:
     torch.manual_seed(0)
     config = DecoderConfig(
-        num_layers=len(patterns), width=32, num_heads=4, num_kv_heads=2, head_width=16, ffn_width=32, vocab_size=50
-    )
+        num_layers=len(patterns), width=32, num_heads=4, num_kv_heads=2, head_width=16, ffn_width=32, vocab_size=50,
+        rope_scaling=scaling,
+    )  # fmt: skip
     model = Decoder(config, patterns).eval().double()
     for parameter in model.parameters():
         parameter.data.mul_(3)
@@ -81,8 +84,6 @@ def test_requests_give_what_they_give_alone_and_no_page_stays() -> None:
 
 
 def test_the_likeliest_token_is_that_of_a_pass_over_all() -> None:
-    from lg.attention import Documents
-
     model = decoder(*HYBRID)
     tokens = prompt(100)
     for event in alone(Request(tokens, 60), *HYBRID):
@@ -154,6 +155,22 @@ def test_a_prefix_that_sees_forward_is_read_in_one_chunk() -> None:
     same(told, alone(request, *patterns))
 
 
+def test_a_prompt_whose_angles_follow_its_length_is_read_at_once() -> None:
+    model = decoder(*HYBRID, scaling=DynamicNTK(factor=2.0, original_length=64))
+    request, told = Request(prompt(200), 5), []
+    for chunk, others in ((1000, 0), (32, 0), (50, 1)):
+        scheduler = Scheduler(Runner(model, max_length=300, num_slots=2), chunk)
+        for _ in range(others):
+            scheduler.submit(Request(prompt(70, 1), 20))
+        ticket = scheduler.submit(request)
+        told.append(all_events(scheduler)[ticket])
+    with torch.no_grad():
+        logits = model.logits(request.tokens[None], Documents(200))[0, -1].log_softmax(-1)
+    assert told[0][0].logprob == pytest.approx(float(logits.max()), abs=1e-6)
+    same(told[1], told[0])
+    same(told[2], told[0])
+
+
 def test_seeds_give_the_same_again_and_none_another() -> None:
     def drawn(seed: int | None) -> list[int | None]:
         return [event.token for event in alone(Request(prompt(30), 12, Sampling(1.0, seed=seed)), *HYBRID)]
@@ -188,6 +205,57 @@ def test_what_can_never_be_served_is_refused(
     with pytest.raises(ValueError, match=said):
         scheduler.submit(Request(tokens, request_.get("new", 3), doc=request_.get("doc", {})))
     assert scheduler.idle
+
+
+def no_page_is_anywhere_twice(runner: Runner) -> None:
+    for group in (group for kind in runner.cache.kinds for group in kind.groups):
+        held = [page for table in group.tables.values() for page in table.physical.tolist()]
+        free = group._free[: group._num_free].tolist()
+        assert sorted(held + free) == list(range(group.num_pages))
+        assert all(len(table.physical) <= table.reserved for table in group.tables.values())
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_patterns_in_any_steps_give_what_a_pass_over_all_gives(seed: int) -> None:
+    dice = random.Random(seed)
+    causal = [one for one in PATTERNS + COMPOSED if one.made_for in (None, 2) and not reads_ahead(one)]
+    model = decoder(*dice.sample(causal, 3))
+    longest, slots = dice.choice([65, 128, 200, 321]), dice.randint(1, 5)
+    runner = Runner(model, longest, slots, capacity=dice.choice([1, longest, 3 * longest // 2, slots * longest]))
+    scheduler = Scheduler(runner, chunk=dice.randint(1, 300))
+    asks = any(kind.pattern.attributes for kind in runner.cache.kinds)
+    requests: dict[int, Request] = {}
+    told: dict[int, list[Event]] = {}
+    while len(requests) < 12 or not scheduler.idle:
+        if len(requests) < 12 and dice.random() < 0.5:
+            new = dice.choice([1, 2, dice.randint(1, 30)])
+            tokens = prompt(dice.randint(1, longest - new), len(requests))
+            doc = {"prefix": dice.randint(0, len(tokens))} if asks else {}
+            sampling = Sampling() if dice.random() < 0.5 else Sampling(1.0, seed=dice.randint(0, 9))
+            request = Request(tokens, new, sampling, frozenset({3}), doc)
+            requests[scheduler.submit(request)] = request
+        if requests and dice.random() < 0.05:
+            scheduler.cancel(dice.choice(list(requests)))
+        for event in scheduler.step():
+            told.setdefault(event.ticket, []).append(event)
+        no_page_is_anywhere_twice(runner)
+    assert runner.cache.num_bytes == 0 and told.keys() == requests.keys()
+    for ticket, request in requests.items():
+        got = [event for event in told[ticket] if event.token is not None]
+        tokens = torch.cat([request.tokens, torch.tensor([event.token for event in got], dtype=torch.int64)])
+        attributes = {name: [value] for name, value in request.doc.items()}
+        with torch.no_grad():
+            whole = model.logits(tokens[None], Documents(len(tokens), attributes=attributes))[0].log_softmax(-1)
+        for place, event in enumerate(got, len(request.tokens) - 1):
+            assert event.token is not None
+            assert event.logprob == pytest.approx(float(whole[place, event.token]), abs=1e-5)
+            if request.sampling == Sampling():
+                assert float(whole[place].max()) == pytest.approx(float(whole[place, event.token]), abs=1e-5)
+
+
+def reads_ahead(pattern: Pattern) -> bool:
+    """Whether it sees forward, apart from a prefix that is told."""
+    return "Not(" in repr(pattern) or (not pattern.attributes and pattern.sees_later(400, 2))
 
 
 def test_many_requests_that_come_and_go() -> None:

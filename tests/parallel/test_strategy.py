@@ -254,6 +254,7 @@ def test_two_processes_train_as_one() -> None:
             assert mixed.logged[tag] != exact.logged[tag]
 
 
+@pytest.mark.slow
 def test_four_processes_train_as_one() -> None:
     ranks = run_ranks(all_trained, 4, FOUR, 4)
     for name, case in FOUR.items():

@@ -13,6 +13,7 @@ from contextlib import AbstractContextManager
 import httpx
 import openai
 import pytest
+import torch
 from behind_port import MAX_LENGTH, Port, Spoken
 
 from lg.inference import Runner, Sampling, Scheduler
@@ -92,6 +93,12 @@ def test_draws_are_those_of_the_seed(port: Port, solo: Solo) -> None:
     assert answers == [solo(PROMPT.encode(), 20, Sampling(1.0, top_k=40, top_p=0.9, seed=5))] * 2
 
 
+def test_no_value_of_a_field_ends_the_server(port: Port) -> None:
+    for asked in ({"temperature": 5e-324}, {"temperature": 10**300}, {"repetition_penalty": 1e-323, "top_p": 1e-323}):
+        assert port.http.post("/v1/completions", json={**COMPLETION, **asked}).status_code == 200
+    assert port.http.get("/health").status_code == 200
+
+
 @pytest.mark.parametrize("streamed", [True, False])
 def test_a_stop_string_ends_a_text_between_tokens(port: Port, solo: Solo, streamed: bool) -> None:
     whole = solo(PROMPT.encode(), 40)
@@ -112,6 +119,17 @@ def test_log_probabilities_are_told(port: Port) -> None:
     chat = client.chat.completions.create(model="tiny", messages=TURNS, max_tokens=5, temperature=0, logprobs=True)
     assert len(chat.choices[0].logprobs.content) == 5
     assert not chat.choices[0].logprobs.content[0].top_logprobs
+
+
+def test_offsets_count_characters_that_tokens_part_once(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spoken, "decode", lambda _, ids: bytes("äöü€".encode()[one % 9] for one in ids))
+    runner = port.server.engine.scheduler.runner
+    written = iter(range(9))
+    monkeypatch.setattr(runner, "read", lambda *_: torch.eye(256)[[next(written)]])
+    asked = {"model": "tiny", "prompt": "a", "max_tokens": 9, "temperature": 0, "logprobs": 0}
+    choice = port.http.post("/v1/completions", json=asked).json()["choices"][0]
+    assert choice["text"] == "äöü€"
+    assert choice["logprobs"]["text_offset"] == [0, 0, 1, 1, 2, 2, 3, 3, 3]
 
 
 def test_models_health_and_metrics(port: Port) -> None:
@@ -154,6 +172,7 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
         (COMPLETION, {"wibble": 1}, 400, "wibble", "not known"),
         (COMPLETION, {"temperature": "hot"}, 400, "temperature", "'hot'"),
         (COMPLETION, {"temperature": float("nan")}, 400, "temperature", "nan"),
+        (COMPLETION, {"temperature": 10**400}, 400, "temperature", "100"),
         (COMPLETION, {"top_p": 2}, 400, "top_p", "2"),
         (COMPLETION, {"seed": -1}, 400, "seed", "-1"),
         (COMPLETION, {"stop": ["a", "b", "c", "d", "e"]}, 400, "stop", "up to 4"),
@@ -198,6 +217,20 @@ def test_a_body_of_100_mb_is_refused_before_it_is_read(port: Port) -> None:
 def test_a_body_of_no_told_length_is_refused_when_it_is_too_long(port: Port) -> None:
     answer = port.http.post("/v1/completions", content=(b" " * 2**20 for _ in range(18)))
     assert answer.status_code == 413 and "16,777,216 bytes" in answer.json()["error"]["message"]
+
+
+def test_a_body_that_does_not_come_is_not_waited_for(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lg.serve.app._BODY_S", 0.2)
+    host, number = port.url.removeprefix("http://").split(":")
+    with socket.create_connection((host, int(number)), timeout=5) as one:
+        one.sendall(b'POST /v1/completions HTTP/1.1\r\nHost: a\r\nContent-Length: 1000\r\n\r\n{"model"')
+        assert one.recv(1000).startswith(b"HTTP/1.1 408 ")
+
+
+def test_prompts_are_counted_before_they_are_tokenized(port: Port, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Spoken, "encode", lambda *_: 1 / 0)
+    answer = port.http.post("/v1/completions", json={**COMPLETION, "prompt": ["a"] * 5000})
+    assert answer.status_code == 400 and "5,000 of them are more than the 68" in answer.json()["error"]["message"]
 
 
 def test_the_key_is_needed(serving: Serving) -> None:
