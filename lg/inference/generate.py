@@ -148,6 +148,11 @@ def _pieces(
             for event in scheduler.step():
                 if event.finish == "cancelled":
                     continue
+                if event.finish == "failed":
+                    raise ValueError(
+                        f"prompt {number[event.ticket]}: the model's logits are no numbers; its type is too narrow for "
+                        "what it computes (--dtype), or its weights are damaged"
+                    )
                 text, new, finish = texts.get(event.ticket), "", event.finish
                 if text is not None and event.token is not None:
                     # An id that ends a text is not part of it.

@@ -34,7 +34,6 @@ from lg.inference.state import Piece, State, Step
 from lg.models.block import Attention, Block
 from lg.models.decoder import Decoder
 from lg.models.rope import rotary_angles
-from lg.models.rope_scaling import DynamicNTK
 
 
 def patterns_of(decoder: Decoder) -> list[Pattern]:
@@ -94,7 +93,7 @@ class Runner:
         weight = decoder.embedding.weight
         formats = formats or (Plain(weight.dtype), Plain(weight.dtype))
         if rotated is None:
-            rotated = not isinstance(config.rope_scaling, DynamicNTK)
+            rotated = config.rope_scaling is None or not config.rope_scaling.by_length
         patterns = patterns_of(decoder)
         self.cache = Cache(
             patterns, config.num_kv_heads, config.head_width, max_length, num_slots, capacity, formats, weight.device

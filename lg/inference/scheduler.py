@@ -26,7 +26,6 @@ from torch import Tensor
 
 from lg.inference.runner import Runner
 from lg.inference.sampling import GREEDY, Choice, Sampling, choose
-from lg.models.rope_scaling import DynamicNTK
 
 
 @dataclass(frozen=True)
@@ -57,7 +56,8 @@ class Event:
         token: what was written, the id that ended it included; None while the prompt is read, or if it was cancelled.
         logprob: of that token, by the model, natural.
         read: tokens of the prompt that are read.
-        finish: None while it goes on; then "stop", for an id that ends it, "length" or "cancelled".
+        finish: None while it goes on; then "stop", for an id that ends it, "length", "cancelled", or "failed" where the
+            model's logits are no numbers.
     """
 
     ticket: int
@@ -115,7 +115,7 @@ class Scheduler:
     Args:
         runner: the model; nobody else may open sequences in it.
         chunk: tokens of a step, about. The first tokens of a prompt that see forward are read at once, however many
-            they are; with `DynamicNTK` all of it is.
+            they are; where the scaling of positions goes by the text's length all of it is.
     """
 
     def __init__(self, runner: Runner, chunk: int = 2048) -> None:
@@ -173,7 +173,8 @@ class Scheduler:
                 f"{pattern} sees forward among the first {least:,} tokens, and the prompt has {len(tokens):,}: what is "
                 "not written yet cannot be seen"
             )
-        if isinstance(self.runner.decoder.config.rope_scaling, DynamicNTK):
+        scaling = self.runner.decoder.config.rope_scaling
+        if scaling is not None and scaling.by_length:
             # Angles follow the text so far: a prompt that is cut elsewhere would be another one.
             least = len(tokens)
         if request.sampling.seed is None:
@@ -202,11 +203,16 @@ class Scheduler:
         logits = self.runner.read(tokens, [(one.slot, count) for one, count in counts])
         for one, count in counts:
             one.read += min(count, one.unread)
-        rows = [row for row, (one, _) in enumerate(counts) if not one.unread]
+        failed = logits.isnan().any(-1).tolist()
+        rows = [row for row, (one, _) in enumerate(counts) if not one.unread and not failed[row]]
         writing = [counts[row][0] for row in rows]
         choices = [Choice(one.request.sampling, one.seen, one.length) for one in writing]
         chosen = zip(*choose(logits[rows], choices), strict=True) if rows else iter(())
-        for one, _ in counts:
+        for row, (one, _) in enumerate(counts):
+            if failed[row]:
+                events.append(Event(one.ticket, None, None, one.read, "failed"))
+                self._end(one)
+                continue
             if one.unread:
                 events.append(Event(one.ticket, None, None, one.read, None))
                 continue

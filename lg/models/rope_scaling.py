@@ -18,6 +18,7 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,13 @@ class RopeScaling(ABC):
     """A change of rotary frequencies. Subclasses are frozen dataclasses: equal ones scale alike.
 
     Subclass it, name the class in YAML as ``model.init_args.rope_scaling``, and the model turns by it.
+
+    Attributes:
+        by_length: whether frequencies change with the length of the document. While a text is written such a scaling's
+            keys are kept before they are rotated.
     """
+
+    by_length: ClassVar[bool] = False
 
     @abstractmethod
     def frequencies(self, head_width: int, theta: float, length: int, device: torch.device) -> Tensor:
@@ -115,6 +122,7 @@ class DynamicNTK(RopeScaling):
         ValueError: if ``factor`` is below 1 or ``original_length`` is not positive.
     """
 
+    by_length = True
     factor: float
     original_length: int
 

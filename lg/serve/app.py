@@ -241,6 +241,8 @@ class _App:
                 continue
             if event.finish == "cancelled":
                 raise _ended()
+            if event.finish == "failed":
+                raise Refusal(500, "the model's logits are no numbers for this request", None, "model_error")
             if event.token is None or event.logprob is None:
                 continue
             usage.new += 1

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import random
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from lg.attention import Causal, Documents, Not, Or, Pattern, PrefixLM, SinkWind
 from lg.inference import Event, Request, Runner, Sampling, Scheduler
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
-from lg.models.rope_scaling import DynamicNTK, RopeScaling
+from lg.models.rope_scaling import DynamicNTK, RopeScaling, plain
 
 
 @functools.cache
@@ -280,3 +282,43 @@ def test_many_requests_that_come_and_go() -> None:
     assert set(requests) - cancelled <= set(ended) and len(ended) < 25
     for ticket in ended[:6]:
         same(told[ticket], alone(requests[ticket], *HYBRID))
+
+
+def test_logits_that_are_no_numbers_end_their_own_request_only() -> None:
+    damaged = copy.deepcopy(decoder(*HYBRID))
+    damaged.embedding.weight.data[7] = torch.nan
+    sound, bad = prompt(150), prompt(90)
+    sound[sound == 7], bad[-1] = 8, 7
+    # The likeliest token may be the one that is damaged.
+    damaged.head.weight.data[7] = -1.0
+    scheduler = Scheduler(Runner(damaged, max_length=600, num_slots=2))
+    first, second, third = (scheduler.submit(Request(text, 5)) for text in (sound, bad, sound))
+    told = all_events(scheduler)
+    assert (told[second][-1].finish, told[second][-1].token) == ("failed", None)
+    assert scheduler.runner.cache.num_bytes == 0
+    # The last of them lies where the failed one lay.
+    same(told[third], [event for event in told[first] if event.token is not None])
+
+
+@dataclass(frozen=True)
+class ByLength(RopeScaling):
+    """A user's own that turns more slowly in longer texts."""
+
+    by_length = True
+
+    def frequencies(self, head_width: int, theta: float, length: int, device: torch.device) -> torch.Tensor:
+        return plain(head_width, theta, device) / (1 + length / 100)
+
+
+def test_a_scaling_of_ones_own_may_go_by_the_length() -> None:
+    text = prompt(120)
+    for chunk in (2048, 50):
+        runner = Runner(decoder(Causal(), scaling=ByLength()), max_length=200)
+        scheduler = Scheduler(runner, chunk=chunk)
+        ticket = scheduler.submit(Request(text, 3))
+        tokens = [event.token for event in all_events(scheduler)[ticket] if event.token is not None]
+        for token in tokens:
+            logits = decoder(Causal(), scaling=ByLength()).logits(text[None], Documents(len(text)))
+            assert token == int(logits[0, -1].argmax())
+            text = torch.cat([text, torch.tensor([token])])
+        text = text[:120]
