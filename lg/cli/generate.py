@@ -9,15 +9,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lg.cli.kept_as import SHARE, check, dtype_of, formats_of
 from lg.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
-    import torch
     from torch import Tensor
 
     from lg.cli.opened import Opened
     from lg.inference import Sampling, Scheduler
-    from lg.inference.formats import Format
 
 HELP = """usage: lg generate --model=PATH (--prompt=TEXT | --prompt-file=FILE | -) [--OPTION=VALUE ...]
 
@@ -49,7 +48,6 @@ options:
   --device NAME           cuda if there is one, else cpu
 """
 
-_DTYPES = ("float32", "bfloat16", "float16")
 _NUMBERS = {
     "temperature": float,
     "top-k": int,
@@ -59,8 +57,6 @@ _NUMBERS = {
     "seed": int,
 }
 _MOST_NEW = 2**24
-# What a step computes needs some as well.
-_SHARE = 0.8
 
 
 def run(args: list[str]) -> None:
@@ -85,9 +81,8 @@ def run(args: list[str]) -> None:
     line = ProgressLine()
     try:
         device = device_named(options.device)
-        dtype = _dtype(options.dtype or ("bfloat16" if device.type == "cuda" else "float32"))
         line.show(f"reading {Path(options.model).name}")
-        model = opened(options.model, options.tokenizer, dtype, device)
+        model = opened(options.model, options.tokenizer, dtype_of(options.dtype, device), device)
         _write(model, prompts, options, sampling, line)
     except KeyboardInterrupt:
         line.clear()
@@ -121,9 +116,7 @@ def _options(words: list[str]) -> Namespace:
         raise ValueError(
             f"--max-new-tokens: {options.max_new_tokens} is not allowed; it must be at least 1 and at most {_MOST_NEW}"
         )
-    for name, allowed in (("dtype", _DTYPES), ("kv", ("auto", *_DTYPES, "int8", "int4"))):
-        if getattr(options, name) not in (None, *allowed):
-            raise ValueError(f"--{name}: {getattr(options, name)!r} is not allowed; allowed are {', '.join(allowed)}")
+    check(options)
     if "" in options.stop:
         raise ValueError("--stop: '' is not allowed; it would end every text")
     return options
@@ -161,31 +154,10 @@ def _read(name: str) -> bytes:
         raise ValueError(f"--prompt-file: {name!r} cannot be read: {error.strerror}") from error
 
 
-def _dtype(name: str) -> torch.dtype:
-    import torch
-
-    found: torch.dtype = getattr(torch, name)
-    return found
-
-
-def _formats(name: str, dtype: torch.dtype) -> tuple[Format, Format]:
-    from lg.inference.formats import Int4, Int8, Plain
-
-    form: Format = {"int8": Int8(), "int4": Int4()}.get(name) or Plain(dtype if name == "auto" else _dtype(name))
-    return form, form
-
-
 def _write(
     model: Opened, prompts: Sequence[tuple[str, bytes]], options: Namespace, sampling: Sampling, line: ProgressLine
 ) -> None:
-    spelling, config = model.spelling, model.decoder.config
-    if spelling is None:
-        raise ValueError(f"--tokenizer: needed; none was found beside {options.model!r}")
-    if spelling.tokenizer.vocab_size > config.vocab_size:
-        raise ValueError(
-            f"--tokenizer: it has ids up to {spelling.tokenizer.vocab_size - 1}, and the model 0 to "
-            f"{config.vocab_size - 1}; another tokenizer is needed"
-        )
+    spelling = model.speaking(options.model)
     import torch
 
     from lg.inference.generate import stream
@@ -257,9 +229,9 @@ def _scheduler(model: Opened, ids: Sequence[Tensor], options: Namespace) -> Sche
 
     decoder, new = model.decoder, options.max_new_tokens
     weight = decoder.embedding.weight
-    formats = _formats(options.kv, weight.dtype)
+    formats = formats_of(options.kv, weight.dtype)
     lengths = [len(one) + new for one in ids]
-    free = int(_SHARE * free_memory(weight.device))
+    free = int(SHARE * free_memory(weight.device))
     if (needed := room_bytes(decoder, max(lengths), formats=formats)) > free:
         fits = longest(decoder, free, formats) - new
         raise ValueError(

@@ -93,6 +93,21 @@ class Opened:
     longest: int | None
     spelling: Spelling | None
 
+    def speaking(self, path: str) -> Spelling:
+        """What text is to a model that was read from ``path``.
+
+        Raises:
+            ValueError: if no tokenizer was found, or it has ids that the model has not.
+        """
+        if self.spelling is None:
+            raise ValueError(f"--tokenizer: needed; none was found beside {path!r}")
+        size, known = self.spelling.tokenizer.vocab_size, self.decoder.config.vocab_size
+        if size > known:
+            raise ValueError(
+                f"--tokenizer: it has ids up to {size - 1}, and the model 0 to {known - 1}; another tokenizer is needed"
+            )
+        return self.spelling
+
 
 def opened(path: str, tokenizer: str | None, dtype: torch.dtype, device: torch.device) -> Opened:
     """Reads a model.

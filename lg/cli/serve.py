@@ -11,12 +11,11 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lg.cli.kept_as import SHARE, check, dtype_of, formats_of
 from lg.cli.lengths import tokens_in
 from lg.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
-    import torch
-
     from lg.cli.opened import Opened
     from lg.inference import Scheduler
 
@@ -48,12 +47,8 @@ options:
   --device NAME      cuda if there is one, else cpu
 """
 
-_DTYPES = ("float32", "bfloat16", "float16")
-_KV = ("auto", *_DTYPES, "int8", "int4")
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
 _USUAL_LENGTH = 2**15
-# What a step computes needs some as well.
-_SHARE = 0.8
 
 
 def run(args: list[str]) -> None:
@@ -87,16 +82,16 @@ def run(args: list[str]) -> None:
         try:
             device = device_named(options.device)
             line.show(f"reading {Path(options.model).name}")
-            model = opened(options.model, options.tokenizer, _dtype(options.dtype, device), device)
+            model = opened(options.model, options.tokenizer, dtype_of(options.dtype, device), device)
+            spelling = model.speaking(options.model)
             scheduler = _scheduler(model, options)
         except KeyboardInterrupt:
             line.clear()
             raise SystemExit(130) from None
         finally:
             line.clear()
-        assert model.spelling is not None
         settings = Settings(options.name or Path(options.model).absolute().name, options.api_key, options.max_body)
-        server = Server(scheduler, model.spelling, settings, listener, options.queue, options.grace)
+        server = Server(scheduler, spelling, settings, listener, options.queue, options.grace)
         cache = scheduler.runner.cache
         print(
             f"{settings.name} at {_address(listener)}: requests of up to {cache.max_length:,} tokens, {options.slots} "
@@ -132,9 +127,7 @@ def _options(words: list[str]) -> Namespace:
             raise ValueError(f"--{name}: {getattr(options, name)} is not allowed; it must be from {least} to {most}")
     if not 0 <= options.grace <= 86400:
         raise ValueError(f"--grace: {options.grace} is not allowed; it must be from 0 to 86400 seconds")
-    for name, allowed in (("dtype", _DTYPES), ("kv", _KV)):
-        if getattr(options, name) not in (None, *allowed):
-            raise ValueError(f"--{name}: {getattr(options, name)!r} is not allowed; allowed are {', '.join(allowed)}")
+    check(options)
     if options.max_length is not None:
         options.max_length = tokens_in(options.max_length, "--max-length")
     options.max_body = bytes_in(options.max_body, "--max-body")
@@ -206,42 +199,23 @@ def _address(listener: socket.socket) -> str:
     return f"http://{f'[{host}]' if ':' in host else host}:{port}/v1"
 
 
-def _dtype(name: str | None, device: torch.device) -> torch.dtype:
-    import torch
-
-    found: torch.dtype = getattr(torch, name or ("bfloat16" if device.type == "cuda" else "float32"))
-    return found
-
-
 def _scheduler(model: Opened, options: Namespace) -> Scheduler:
     """What writes, with pages for as many requests as memory has room for.
 
     Raises:
-        ValueError: if there is no tokenizer, or no room for one request.
+        ValueError: if there is no room for one request.
     """
-    import torch
-
     from lg.cli.opened import free_memory
     from lg.inference import Runner, Scheduler
-    from lg.inference.formats import Format, Int4, Int8, Plain
     from lg.inference.room import longest, room_bytes
 
-    decoder, config = model.decoder, model.decoder.config
-    if model.spelling is None:
-        raise ValueError(f"--tokenizer: needed; none was found beside {options.model!r}")
-    if (size := model.spelling.tokenizer.vocab_size) > config.vocab_size:
-        raise ValueError(
-            f"--tokenizer: it has ids up to {size - 1}, and the model 0 to {config.vocab_size - 1}; another tokenizer "
-            "is needed"
-        )
+    decoder = model.decoder
     length = options.max_length or min(model.longest or _USUAL_LENGTH, _USUAL_LENGTH)
     if model.longest is not None and length > model.longest:
         print(f"the model was made for {model.longest:,} tokens, and requests may have {length:,}", file=sys.stderr)
     weight = decoder.embedding.weight
-    quantised: dict[str, Format] = {"int8": Int8(), "int4": Int4()}
-    form = quantised.get(options.kv) or Plain(weight.dtype if options.kv == "auto" else getattr(torch, options.kv))
-    formats = form, form
-    memory = int(_SHARE * free_memory(weight.device)) if options.memory is None else options.memory
+    formats = formats_of(options.kv, weight.dtype)
+    memory = int(SHARE * free_memory(weight.device)) if options.memory is None else options.memory
     if memory < (least := room_bytes(decoder, length, formats=formats)):
         fits = longest(decoder, memory, formats)
         raise ValueError(

@@ -1,0 +1,47 @@
+"""What weights, keys and values are kept as: the options ``--dtype`` and ``--kv`` of what writes texts."""
+
+from __future__ import annotations
+
+from argparse import Namespace
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+
+    from lg.inference.formats import Format
+
+DTYPES = ("float32", "bfloat16", "float16")
+KV = ("auto", *DTYPES, "int8", "int4")
+
+SHARE = 0.8
+"""Of free memory, what keys and values may take: what a step computes needs some as well."""
+
+
+def check(options: Namespace) -> None:
+    """Refuses other names.
+
+    Raises:
+        ValueError: naming the option and what is allowed.
+    """
+    for name, allowed in (("dtype", DTYPES), ("kv", KV)):
+        if getattr(options, name) not in (None, *allowed):
+            raise ValueError(f"--{name}: {getattr(options, name)!r} is not allowed; allowed are {', '.join(allowed)}")
+
+
+def dtype_of(name: str | None, device: torch.device) -> torch.dtype:
+    """The type of a name; by default bfloat16 on a GPU, else float32."""
+    import torch
+
+    found: torch.dtype = getattr(torch, name or ("bfloat16" if device.type == "cuda" else "float32"))
+    return found
+
+
+def formats_of(name: str, weights: torch.dtype) -> tuple[Format, Format]:
+    """What keys and what values are kept as; "auto" is the type of the weights."""
+    import torch
+
+    from lg.inference.formats import Int4, Int8, Plain
+
+    quantised: dict[str, Format] = {"int8": Int8(), "int4": Int4()}
+    form = quantised.get(name) or Plain(weights if name == "auto" else getattr(torch, name))
+    return form, form
