@@ -51,10 +51,13 @@ class Pattern(ABC):
     # Not annotated: jsonargparse reads the annotations of a pattern's bases in the module of the pattern.
     _asks_for_doc = False
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, named: bool = True) -> None:
         if getattr(cls.sees, "__isabstractmethod__", False):
             return
         cls._asks_for_doc = len(inspect.signature(cls.sees).parameters) > 4
+        # A view of other patterns, which no configuration asks for by a name.
+        if not named:
+            return
         known = NAMES.get(cls.__name__)
         # The same class defined again (a notebook cell, `dataclass(slots=True)`) replaces itself.
         if known and (known.__module__, known.__qualname__) != (cls.__module__, cls.__qualname__):

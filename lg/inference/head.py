@@ -10,7 +10,7 @@ from lg.attention.reading import Index, Span, Truth
 
 
 @dataclass(frozen=True)
-class OfHead(Pattern):
+class OfHead(Pattern, named=False):
     """What one KV head of a pattern sees, whatever head asks.
 
     Attributes:

@@ -89,7 +89,7 @@ def equals_brute_force(expression: str, documents: Documents, block_q: int, bloc
     check_time(pattern, documents, heads, draw)
 
 
-@settings(max_examples=400, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(max_examples=200, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(predicates, layouts(), st.integers(1, 40), st.integers(1, 40), st.randoms(use_true_random=False))
 def test_every_reading_of_a_random_predicate_equals_brute_force(
     expression: str, documents: Documents, block_q: int, block_k: int, draw: random.Random

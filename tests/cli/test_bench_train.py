@@ -46,6 +46,7 @@ def test_a_row_for_each_case(config: str, capsys: pytest.CaptureFixture[str]) ->
     assert len([line for line in capsys.readouterr().out.splitlines() if " s " in line]) == 4
 
 
+@pytest.mark.slow
 def test_a_case_that_fails_is_told(config: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["bench", "train", "--config", config, "--schedules=local, none", "--lengths=64"]) == 0
     assert "failed: lg fit: model.init_args.schedule" in capsys.readouterr().out

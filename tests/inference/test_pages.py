@@ -8,11 +8,14 @@ import pytest
 import torch
 from examples import COMPOSED, PATTERNS
 
-from lg.attention import Causal, Pattern, SinkWindow, Window
+from lg.attention import Causal, Pattern, SinkWindow, Strided, Window
+from lg.attention.pattern import NAMES
 from lg.inference import Cache
 from lg.inference.cache import groups_of
 from lg.inference.formats import Plain
+from lg.inference.head import OfHead
 from lg.inference.lifetime import PAGE, last_queries, most_held
+from lg.testing import check_pattern
 
 END = 500
 TOLD = [pattern for pattern in PATTERNS + COMPOSED if not pattern.attributes]
@@ -55,6 +58,17 @@ def test_pages_are_those_of_kept_and_never_more_than_reserved(pattern: Pattern) 
                 assert pages <= held <= pages | {now // PAGE}
         cache.close(slot)
     assert cache.num_bytes == 0
+
+
+@pytest.mark.parametrize("head", [0, 1, 3])
+def test_the_view_of_one_head_keeps_the_contract_of_patterns(head: int) -> None:
+    pattern = Strided(block=16, local_blocks=2, stride=4)
+    view = OfHead(pattern, head)
+    report = check_pattern(view)
+    assert (report.empty, report.full_as_partial) == (0, 0)
+    q, k = torch.arange(200)[:, None], torch.arange(200)
+    assert torch.equal(view.mask(q, k, 2), pattern.mask(q, k, head))
+    assert "OfHead" not in NAMES
 
 
 def test_a_window_holds_a_window() -> None:

@@ -128,7 +128,7 @@ def equals_one_process(rank: int, num_ranks: int) -> None:
             assert apart < 1e-12, f"{case}, rank {rank}: {name} is {apart} apart"
 
 
-@pytest.mark.parametrize("num_ranks", [2, 4])
+@pytest.mark.parametrize("num_ranks", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_attention_over_ranks_is_that_of_one_process(num_ranks: int) -> None:
     run_ranks(equals_one_process, num_ranks, num_ranks)
 
