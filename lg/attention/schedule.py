@@ -129,13 +129,21 @@ class Measured(Schedule):
                     f"{key}.full_layers: {self.full_layers} is not allowed; {self.measure} in {self.scores!r} goes up "
                     f"to {len(sets)} of {num_layers} layers"
                 )
-            return list(sets[self.full_layers - 1])
+            chosen = sets[self.full_layers - 1]
+            if chosen is None:
+                sizes = ", ".join(str(size) for size, each in enumerate(sets, 1) if each is not None)
+                raise ValueError(
+                    f"{key}.full_layers: {self.full_layers} is not allowed; {self.measure} in {self.scores!r} was "
+                    f"asked for {sizes} only"
+                )
+            return list(chosen)
         for each, reached in zip(sets, share, strict=True):
             # Sums of shares end a rounding error beside 1.
-            if reached >= (self.keep or 0) - 1e-9:
+            if each is not None and reached >= (self.keep or 0) - 1e-9:
                 return list(each)
+        most = max(reached for reached in share if reached is not None)
         raise ValueError(
-            f"{key}.keep: {self.keep} is not allowed; {self.measure} in {self.scores!r} reaches {max(share):.3f}, with "
+            f"{key}.keep: {self.keep} is not allowed; {self.measure} in {self.scores!r} reaches {most:.3f}, with "
             f"up to {len(sets)} full layers"
         )
 

@@ -9,8 +9,8 @@ from lg.cli.progress import ProgressLine
 HELP = """usage: lg probe --model=MODEL [--OPTION=VALUE ...]
 
 Ranks the layers of a pretrained model by what is lost when they see only sinks and a window, before it is trained any
-further; no weight is changed. Writes the scores, a picture beside them, and prints the lines of YAML that build a
-schedule from them (Measured). A model is a folder of transformers, a GGUF file, or a checkpoint file of lg.
+further; the weights are left as they are. Writes the scores, a picture beside them, and prints the lines of YAML that
+build a schedule from them (Measured). A model is a folder of transformers, a GGUF file, or a checkpoint file of lg.
 
   lg probe --model=models/smollm2
   lg probe --model=models/smollm2 --data=stdlib,austen --length=4K --measures=mass,gates
@@ -25,6 +25,13 @@ measures:
 
 One way alone is named so: needle_one_out, needle_one_in, needle_greedy, context_one_out and so on.
 
+measures that train, asked for by name only; the weights are put back:
+  needle_adapted, context_adapted
+            sets of --full_layers layers, which the other measures propose, and random ones: each is trained for a few
+            steps, the better half again for twice as many, until one is left (successive halving). About 20 bytes a
+            parameter on the device, and the activations of a text, none of which is computed again; what they cost in
+            tokens is told when they begin
+
 options, with what they are on a GPU and on a CPU:
   --data A,B         stdlib: texts, each a name of `lg data list`, a folder of text files, or a .jsonl file
   --tokenizer PATH   the model's own: a tokenizer.json, a folder that has one, or "bytes"
@@ -34,12 +41,17 @@ options, with what they are on a GPU and on a CPU:
   --sinks N          4: the first ones
   --texts N          8: pieces of documents that are read
   --questions N      8: about needles, each read twice
-  --layers N         6: full layers up to which greedy goes
+  --layers N         6, or --full_layers if that is more: full layers up to which greedy goes
   --candidates N     8: layers that greedy tries
   --steps N          300: of learning the gates
-  --full_layers N    4: full layers of the schedule that is printed
+  --sets N           8: sets that are trained at first
+  --adapt_steps N    16: for how many steps, of a text each; they are others than those that are measured on
+  --adapt_rate X     1e-4: the learning rate's peak
+  --full_layers N    4: full layers of the schedule that is printed, and of sets that are trained
   --full_heads N     print patterns and schedule with N full KV heads, by gates or else by mass
   --device NAME      cuda if there is one, else cpu
+  --devices N        1, or auto: GPUs, each with the whole model, that share the work; the gates are learned on one.
+                     On a CPU processes, each with as many threads as one alone
   --out FILE         probe.json
 
 What is measured is kept in a file beside it (probe.partial.json) until all is; the same command goes on from there.
@@ -47,7 +59,8 @@ What is measured is kept in a file beside it (probe.partial.json) until all is; 
 
 _DEFAULTS = {
     "data": "stdlib", "measures": "mass,gates,needle,context", "sinks": "4", "texts": "8", "questions": "8",
-    "candidates": "8", "steps": "300", "out": "probe.json",
+    "candidates": "8", "steps": "300", "sets": "8", "adapt_steps": "16", "adapt_rate": "1e-4", "devices": "1",
+    "out": "probe.json",
 }  # fmt: skip
 _OTHERS = ("model", "tokenizer", "length", "window", "layers", "full_layers", "full_heads", "device")
 

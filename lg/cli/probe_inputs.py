@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from lg.attention import SinkWindow
+from lg.cli.bench import number
 from lg.cli.lengths import tokens_in
 from lg.cli.tokenizer_files import Found, named, of_gguf, of_run
 from lg.data import Bytes, Fetched, Folder, Jsonl, Source, Stdlib, Tokenizer, TokenizerFile
@@ -90,6 +91,34 @@ def read_model(path: str, device_name: str | None) -> tuple[Decoder, int | None]
     return decoder, found.longest
 
 
+def decoder_of(path: str, device: str) -> Decoder:
+    """The model alone, as another process asks for it."""
+    return read_model(path, device)[0]
+
+
+def devices_named(count: str, first: str | None) -> list[str]:
+    """The devices to measure on, by name; the first is this process's.
+
+    Args:
+        count: of --devices.
+        first: of --device.
+
+    Raises:
+        ValueError: if there are not so many.
+    """
+    on_gpu = first in (None, "cuda") and torch.cuda.is_available()
+    there = torch.cuda.device_count() if on_gpu else 1
+    wanted = there if count == "auto" else number(count, "devices", 1 << 10)
+    if on_gpu:
+        if wanted > there:
+            raise ValueError(f"--devices: {wanted} is not allowed; this machine has {there}")
+        return [f"cuda:{index}" for index in range(wanted)]
+    device = first or "cpu"
+    if wanted > 1 and device != "cpu":
+        raise ValueError(f"--devices: {wanted} is not allowed with --device {device}, which is one")
+    return [device] * wanted
+
+
 def sizes(options: Namespace, decoder: Decoder, longest: int | None) -> tuple[int, SinkWindow]:
     """Tokens of a text, and what a restricted layer sees of them.
 
@@ -155,18 +184,26 @@ def _tokenizer(given: str | None, model: str) -> Tokenizer:
         return TokenizerFile(str(written))
 
 
-def read_texts(named: str, tokenizer: Tokenizer, length: int, count: int) -> list[torch.Tensor]:
-    """Texts of ``length + 1`` tokens.
+def read_texts(
+    named: str, tokenizer: Tokenizer, length: int, count: int, rows: int = 0
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """Texts of ``length + 1`` tokens to measure on, and up to ``rows`` others to train on.
 
     Raises:
-        ValueError: if there is none so long.
+        ValueError: if there is none so long, or none is left to train on.
     """
-    texts = pieces([_source(name) for name in named.split(",")], tokenizer, length + 1, count)
+    found = pieces([_source(name) for name in named.split(",")], tokenizer, length + 1, count + rows)
+    texts, others = found[:count], found[count:]
     if not texts:
         raise ValueError(
             f"--data: {named!r} has no document of {length + 1} tokens; longer ones are needed, or a smaller --length"
         )
-    return texts
+    if rows and not others:
+        raise ValueError(
+            f"--data: {named!r} has no more than {len(texts)} texts of {length + 1} tokens, and those that sets are "
+            "trained on must be others; more data is needed, or fewer --texts"
+        )
+    return texts, others
 
 
 def _source(name: str) -> Source:

@@ -49,8 +49,8 @@ def _of_greatest(layers: Sequence[float | None]) -> list[float | None]:
     return [None if value is None else value / greatest if greatest > 0 else 0.0 for value in layers]
 
 
-def _frontier(name: str, share: Sequence[float], colour: Colour) -> Image.Image:
-    points = [(0.0, 0.0), *((float(size), value) for size, value in enumerate(share, 1))]
+def _frontier(name: str, share: Sequence[float | None], colour: Colour) -> Image.Image:
+    points = [(0.0, 0.0), *((float(size), value) for size, value in enumerate(share, 1) if value is not None)]
     step = max(1, len(share) // 8)
     ticks = [(float(size), str(size)) for size in range(0, len(share) + 1, step)]
     return lines([Line("", points, colour)], Axis("full layers", ticks), "share of the score", name)

@@ -4,24 +4,28 @@ from __future__ import annotations
 
 import io
 import json
+import math
 import time
 from argparse import Namespace
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from lg.cli.bench import number
-from lg.cli.probe_inputs import Subject, read_model, read_texts, read_tokenizer, sizes
+from lg.cli.probe_inputs import Subject, decoder_of, devices_named, read_model, read_texts, read_tokenizer, sizes
 from lg.cli.probe_plot import plot
 from lg.cli.probe_told import OF_HEADS, heads, schedule, table
 from lg.cli.progress import ProgressLine
 from lg.cli.written import file_for, write
 from lg.evaluation import Needles, haystack
 from lg.evaluation.probe import (
+    Adapted,
     Context,
+    Crew,
     Gates,
     Greedy,
     Mass,
@@ -31,7 +35,10 @@ from lg.evaluation.probe import (
     OneIn,
     OneOut,
     Probe,
+    Task,
     Unmeasurable,
+    candidates,
+    rungs,
 )
 
 _WAYS = ("one_out", "one_in", "greedy")
@@ -40,8 +47,10 @@ _MEASURES = {
     "mass": ("mass",),
     "gates": ("gates",),
     **{task: tuple(f"{task}_{way}" for way in _WAYS) for task in ("needle", "context")},
-    **{name: (name,) for name in (f"{task}_{way}" for task in ("needle", "context") for way in _WAYS)},
+    **{name: (name,) for name in (f"{task}_{way}" for task in ("needle", "context") for way in (*_WAYS, "adapted"))},
 }
+_ADAPTED = ("needle_adapted", "context_adapted")
+_SEED = 0  # of random sets
 
 
 def probed(options: Namespace, line: ProgressLine) -> None:
@@ -67,17 +76,33 @@ def probed(options: Namespace, line: ProgressLine) -> None:
     if by_heads and not set(OF_HEADS) & set(names):
         raise ValueError(f"--measures: {options.measures!r} tells nothing of heads; --full_heads needs gates or mass")
     line.show(f"reading {Path(options.model).name}")
-    decoder, longest = read_model(options.model, options.device)
+    device, *others = devices_named(options.devices, options.device)
+    decoder, longest = read_model(options.model, device)
+    learning_rate = _rate(options.adapt_rate)
     counts = _counts(options, decoder.config.num_layers, decoder.config.num_kv_heads)
     length, local = sizes(options, decoder, longest)
     tokenizer = read_tokenizer(options.tokenizer, options.model, decoder.config.vocab_size)
     line.show("reading texts")
-    texts = read_texts(options.data, tokenizer, length, counts["texts"])
+    adapted = [name for name in names if name in _ADAPTED]
+    rows = rungs(max(counts["sets"], 2), counts["adapt_steps"])[-1][1] if adapted else 0
+    texts, rows_read = read_texts(options.data, tokenizer, length, counts["texts"], rows)
     subject = Subject(decoder, local, length, tokenizer, texts)
     settings = {"model": options.model, **subject.settings, "questions": counts["questions"]}
     kept = _Kept(out.with_suffix(".partial.json"), settings, line)
-    measures = _measures(counts, subject)
-    found = _found([measures[name] for name in names], Probe(decoder, local, kept.notebook), line)
+    tasks = _tasks(counts, subject)
+    measures = _measures(counts, subject, *tasks)
+    with Crew(others, partial(decoder_of, options.model), local) as crew:
+        probe = Probe(decoder, local, kept.notebook, crew)
+        found = _Found({}, {})
+        for name in names:
+            if name not in adapted:
+                _find(found, measures[name], probe, length, line)
+        if adapted:
+            sets = _sets(found, counts, probe.num_layers)
+            for task in tasks:
+                measure = Adapted(task, sets, rows_read, counts["adapt_steps"], learning_rate)
+                if measure.name in adapted:
+                    _find(found, measure, probe, length, line)
     line.clear()
     for name, why in found.refused.items():
         print(f"{name}: {why}\n")
@@ -104,53 +129,81 @@ def _counts(options: Namespace, num_layers: int, num_kv_heads: int) -> dict[str,
     Raises:
         ValueError: if one is none, or more is asked for than the model has.
     """
+    layers_told, full_told = bool(options.layers), bool(options.full_layers)
     options.layers = options.layers or str(min(6, num_layers))
     options.full_layers = options.full_layers or str(min(4, num_layers))
     options.full_heads = options.full_heads or "1"
     most = {"layers": num_layers, "full_layers": num_layers, "full_heads": num_layers * num_kv_heads}
-    names = ("texts", "questions", "candidates", "steps", *most)
+    names = ("texts", "questions", "candidates", "steps", "sets", "adapt_steps", *most)
     counts = {name: number(getattr(options, name), name, 1 << 20) for name in names}
     for name, there in most.items():
         if counts[name] > there:
             what = "KV heads" if name == "full_heads" else "layers"
             raise ValueError(f"--{name}: {counts[name]} is not allowed; the model has {there} {what}")
+    if full_told and counts["full_layers"] > counts["layers"]:
+        if layers_told:
+            raise ValueError(
+                f"--full_layers: {counts['full_layers']} is not allowed with --layers {counts['layers']}, up to which "
+                "greedy goes"
+            )
+        # What is printed must have been looked for.
+        counts["layers"] = counts["full_layers"]
     return counts
 
 
-def _measures(counts: Mapping[str, int], subject: Subject) -> dict[str, Measure]:
-    """Every measure by its name."""
+def _rate(told: str) -> float:
+    try:
+        rate = float(told)
+    except ValueError:
+        rate = math.nan
+    if not 0 < rate <= 1:
+        raise ValueError(f"--adapt_rate: {told!r} is not allowed; it must be a number above 0 and at most 1")
+    return rate
+
+
+def _tasks(counts: Mapping[str, int], subject: Subject) -> tuple[Needle, Context]:
     filler = torch.cat(list(subject.texts))
     needles = Needles((subject.length,), subject.depths(counts["questions"]))
     needle = Needle(haystack(needles, subject.tokenizer, filler[filler != subject.tokenizer.end]))
     targets = min(subject.local.window, subject.length // 4)
-    context = Context(subject.texts, targets, short=min(subject.local.window, subject.length - targets))
+    return needle, Context(subject.texts, targets, short=min(subject.local.window, subject.length - targets))
+
+
+def _measures(counts: Mapping[str, int], subject: Subject, needle: Needle, context: Context) -> dict[str, Measure]:
+    """Every measure that needs no other, by its name."""
     measures: list[Measure] = [Mass(subject.texts), Gates(needle.hay, counts["steps"])]
-    for task in (needle, context):
+    tasks: tuple[Task, ...] = needle, context
+    for task in tasks:
         measures += [OneOut(task), OneIn(task), Greedy(task, counts["layers"], counts["candidates"])]
     return {measure.name: measure for measure in measures}
 
 
 @dataclass(frozen=True)
 class _Found:
+    """What each measure found, or why it would rank noise."""
+
     measures: dict[str, dict[str, Any]]
     refused: dict[str, str]
 
 
-def _found(measures: Sequence[Measure], probe: Probe, line: ProgressLine) -> _Found:
-    """What each measure found, or why it would rank noise."""
-    found, refused = dict[str, dict[str, Any]](), dict[str, str]()
-    for measure in measures:
-        passes = measure.passes(probe.num_layers)
-        line.show(f"{measure.name}, up to {passes:,.0f} passes")
-        began = time.monotonic()
-        try:
-            finding = measure.run(probe)
-        except Unmeasurable as error:
-            refused[measure.name] = str(error)
-            continue
-        told = {"source": measure.source, "passes": round(passes, 1), "seconds": round(time.monotonic() - began, 1)}
-        found[measure.name] = {**told, **finding.plain()}
-    return _Found(found, refused)
+def _find(found: _Found, measure: Measure, probe: Probe, length: int, line: ProgressLine) -> None:
+    passes = measure.passes(probe.num_layers)
+    line.show(f"{measure.name}, up to {passes:,.0f} passes, {passes * length:,.0f} tokens")
+    began = time.monotonic()
+    try:
+        finding = measure.run(probe)
+    except Unmeasurable as error:
+        found.refused[measure.name] = str(error)
+        return
+    told = {"source": measure.source, "passes": round(passes, 1), "seconds": round(time.monotonic() - began, 1)}
+    found.measures[measure.name] = {**told, **finding.plain()}
+
+
+def _sets(found: _Found, counts: Mapping[str, int], num_layers: int) -> list[list[int]]:
+    """Those that are trained: what the other measures propose, and random ones."""
+    size = counts["full_layers"]
+    proposed = [each["sets"][size - 1] for each in found.measures.values() if len(each["sets"]) >= size]
+    return candidates(proposed, num_layers, size, counts["sets"], _SEED)
 
 
 class _Kept:

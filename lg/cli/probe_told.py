@@ -21,7 +21,16 @@ Measures = Mapping[str, Mapping[str, Any]]
 OF_HEADS = ("gates", "mass")
 """The measures that tell of KV heads, the better one first."""
 
-_PREFERRED = ("needle_greedy", "context_greedy", "gates", "needle_one_out", "context_one_out", "mass")
+_PREFERRED = (
+    "needle_adapted",
+    "context_adapted",
+    "needle_greedy",
+    "context_greedy",
+    "gates",
+    "needle_one_out",
+    "context_one_out",
+    "mass",
+)
 _SIZES = (1, 2, 3, 4, 6, 8)
 
 
@@ -31,7 +40,7 @@ def table(measures: Measures) -> str:
     for name, found in measures.items():
         lines.append(f"{name}  ({found['unit']}; {found['seconds']:.0f} s)")
         for size in _SIZES:
-            if size <= len(found["sets"]):
+            if size <= len(found["sets"]) and found["sets"][size - 1] is not None:
                 layers = ", ".join(map(str, found["sets"][size - 1]))
                 lines.append(f"  {size} full: {layers:<32} {found['share'][size - 1]:7.1%} of the score")
     return "\n".join(lines)

@@ -148,6 +148,33 @@ def test_a_probe_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, capsy
 
 
 @pytest.mark.usefixtures("here")
+def test_two_processes_and_sets_that_are_trained(capsys: pytest.CaptureFixture[str]) -> None:
+    given = {"measures": "mass,needle,needle_adapted", "full_layers": "2", "sets": "3", "adapt_steps": "1"}
+    assert main(command(**given)) == 0
+    told = capsys.readouterr()
+    # Three sets, then two; beside them all layers and none.
+    assert "needle_adapted, up to 87 passes, 22,272 tokens" in told.err
+    found = json.loads(Path("probe.json").read_text())
+    assert "measure: needle_adapted}" in told.out
+    nothing, chosen = found["measures"]["needle_adapted"]["sets"]
+    assert nothing is None and len(chosen) == 2 and 1 in chosen
+    for builder in (
+        Measured("probe.json", 2, None, "needle_adapted"),
+        Measured("probe.json", None, 0.9, "needle_adapted"),
+    ):
+        assert [layer for layer, name in enumerate(builder.layers(LAYERS)) if name == "full"] == chosen
+    with pytest.raises(
+        ValueError, match=r"full_layers: 1 is not allowed; needle_adapted in 'probe.json' was asked for 2 "
+    ):
+        Measured("probe.json", 1, measure="needle_adapted").layers(LAYERS)
+    assert main(command(**given, devices="2", out="shared.json")) == 0
+    shared = json.loads(Path("shared.json").read_text())
+    for each in (*found["measures"].values(), *shared["measures"].values()):
+        each.pop("seconds")
+    assert shared == found
+
+
+@pytest.mark.usefixtures("here")
 def test_a_model_that_retrieves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     saved(Path("blind.ckpt"), retrieves=False)
     assert main(command(model="blind.ckpt", measures="needle,gates")) == 2
@@ -167,6 +194,7 @@ def test_a_model_that_retrieves_nothing(capsys: pytest.CaptureFixture[str]) -> N
         ({"model": "other.ckpt"}, "--model: 'other.ckpt' does not exist"),
         ({"layers": "4"}, "--layers: 4 is not allowed; the model has 3 layers"),
         ({"full_layers": "9"}, "--full_layers: 9 is not allowed; the model has 3 layers"),
+        ({"full_layers": "3", "layers": "2"}, "--full_layers: 3 is not allowed with --layers 2, up to which greedy"),
         ({"full_heads": "4"}, "--full_heads: 4 is not allowed; the model has 3 KV heads"),
         ({"full_heads": "2", "measures": "needle"}, "--measures: 'needle' tells nothing of heads"),
         ({"measures": "mas"}, "--measures: 'mas' is not known; allowed: mass, gates, needle, context"),
@@ -177,6 +205,10 @@ def test_a_model_that_retrieves_nothing(capsys: pytest.CaptureFixture[str]) -> N
         ({"steps": "few"}, "--steps: 'few' is not allowed"),
         ({"out": "there/probe.json"}, "--out: 'there/probe.json' is not allowed"),
         ({"device": "tpu"}, "--device: 'tpu' is not allowed"),
+        ({"device": "cuda:1", "devices": "2"}, "--devices: 2 is not allowed with --device cuda:1, which is one"),
+        ({"devices": "all"}, "--devices: 'all' is not allowed"),
+        ({"measures": "needle_adapted", "adapt_rate": "fast"}, "--adapt_rate: 'fast' is not allowed"),
+        ({"measures": "needle_adapted", "texts": "3"}, "--data: 'texts' has no more than 3 texts of 257 tokens"),
     ],
 )
 def test_bad_input_is_one_sentence(changes: dict[str, str], says: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -6,6 +6,8 @@
 [12, 17]
 """
 
+from lg.evaluation.probe.adapted import Adapted, candidates, rungs
+from lg.evaluation.probe.crew import Crew, Unit
 from lg.evaluation.probe.gates import Gates
 from lg.evaluation.probe.heads import PerHeadPlan, per_head
 from lg.evaluation.probe.mass import Mass
@@ -16,7 +18,9 @@ from lg.evaluation.probe.tasks import Context, Needle, Task
 from lg.evaluation.probe.texts import pieces
 
 __all__ = [
+    "Adapted",
     "Context",
+    "Crew",
     "Finding",
     "Gates",
     "Greedy",
@@ -29,7 +33,10 @@ __all__ = [
     "PerHeadPlan",
     "Probe",
     "Task",
+    "Unit",
     "Unmeasurable",
+    "candidates",
     "per_head",
     "pieces",
+    "rungs",
 ]

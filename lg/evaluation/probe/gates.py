@@ -78,7 +78,7 @@ class Gates(Measure):
                 probe.notebook.tell(f"{name}: {step}")
                 number = step % len(self.hay.packed)
                 for group in optimizer.param_groups:
-                    group["lr"] = self.learning_rate * self._factor(step)
+                    group["lr"] = self.learning_rate * ramp(step, self.steps)
                 with attending(decoder, _mixed(probe, gates)):
                     hidden = self._hidden(decoder, self.hay.packed[number])
                 loss = (hidden - wanted[number]).square().mean() + self.penalty * gates.abs().mean()
@@ -100,10 +100,6 @@ class Gates(Measure):
         hidden: Tensor = decoder(packed.tokens.to(device), packed.documents)[0, places.to(device)]
         return hidden.float()
 
-    def _factor(self, step: int) -> float:
-        ramp = max(self.steps / 5, 1)
-        return min(1.0, max((step + 1) / ramp, 0.1), max((self.steps - step) / ramp, 0.1))
-
     @staticmethod
     def _kept(step: int, gates: Tensor, optimizer: torch.optim.Optimizer) -> dict[str, Any]:
         moments = optimizer.state[gates]
@@ -119,6 +115,12 @@ class Gates(Measure):
         moments = {name: torch.tensor(state[name], device=gates.device) for name in ("exp_avg", "exp_avg_sq")}
         optimizer.state[gates] = {"step": torch.tensor(float(step)), **moments}
         return step
+
+
+def ramp(step: int, steps: int) -> float:
+    """What the learning rate's peak is multiplied by: it rises over a fifth of the steps and falls over the last."""
+    fifth = max(steps / 5, 1)
+    return min(1.0, max((step + 1) / fifth, 0.1), max((steps - step) / fifth, 0.1))
 
 
 def _mixed(probe: Probe, gates: Tensor) -> Any:

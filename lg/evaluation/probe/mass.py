@@ -7,15 +7,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from lg.attention import Documents, Tiles
+from lg.attention import Documents, Pattern, Tiles
+from lg.evaluation.probe.crew import Unit
 from lg.evaluation.probe.measure import Finding, Measure, Probe, mean, ranked
 from lg.evaluation.probe.sight import LocalTiles, attending
 from lg.models.block import Attend
+from lg.models.decoder import Decoder
 
 _CHUNK_WEIGHTS = 2**24  # weights that exist at a time
 
@@ -41,31 +42,38 @@ class Mass(Measure):
         return len(self.texts)
 
     def run(self, probe: Probe) -> Finding:
-        each = [
-            probe.notebook.get(f"mass: text {number}", partial(_of_text, probe, text))
-            for number, text in enumerate(self.texts)
-        ]
+        each = probe.measured([_OfText(number, text) for number, text in enumerate(self.texts)])
         heads = [[mean(of_texts) for of_texts in zip(*of_layer, strict=True)] for of_layer in zip(*each, strict=True)]
         return ranked([mean(of_layer) for of_layer in heads], "share of weights", heads=heads)
 
 
-@torch.no_grad()
-def _of_text(probe: Probe, text: Tensor) -> list[list[float]]:
-    """Mass beyond of each KV head of each layer."""
-    decoder, found = probe.decoder, list[list[float]]()
-    local = LocalTiles(probe.local, decoder.config.num_kv_heads)
+@dataclass(frozen=True)
+class _OfText(Unit):
+    """Mass beyond of each KV head of each layer, in one text."""
 
-    def looking(layer: int, attend: Attend) -> Attend:
-        def attended(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str) -> Tensor:
-            found.append(mass_beyond(q, k, tiles, local.beside(tiles)).tolist())
-            return attend(q, k, v, tiles, impl)
+    number: int
+    text: Tensor = field(repr=False)
 
-        return attended
+    @property
+    def name(self) -> str:
+        return f"mass: text {self.number}"
 
-    tokens = text[None, :-1].to(decoder.embedding.weight.device)
-    with attending(decoder, looking):
-        decoder(tokens, Documents(tokens.shape[1]))
-    return found
+    @torch.no_grad()
+    def measure(self, decoder: Decoder, local: Pattern) -> list[list[float]]:
+        found = list[list[float]]()
+        near = LocalTiles(local, decoder.config.num_kv_heads)
+
+        def looking(layer: int, attend: Attend) -> Attend:
+            def attended(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str) -> Tensor:
+                found.append(mass_beyond(q, k, tiles, near.beside(tiles)).tolist())
+                return attend(q, k, v, tiles, impl)
+
+            return attended
+
+        tokens = self.text[None, :-1].to(decoder.embedding.weight.device)
+        with attending(decoder, looking):
+            decoder(tokens, Documents(tokens.shape[1]))
+        return found
 
 
 def mass_beyond(q: Tensor, k: Tensor, tiles: Tiles, local: Tiles, chunk: int | None = None) -> Tensor:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
 from lg.attention import Pattern
+from lg.evaluation.probe.crew import Crew, Unit
 from lg.evaluation.probe.notebook import Notebook
 from lg.evaluation.probe.sight import restricted
 from lg.evaluation.probe.tasks import Task
@@ -27,31 +28,36 @@ class Probe:
         decoder: in eval mode; it is changed while something is measured, and is afterwards what it was.
         local: what a restricted layer sees.
         notebook: what has been measured.
+        crew: who measures; by default this process alone.
     """
 
     decoder: Decoder
     local: Pattern
     notebook: Notebook = field(default_factory=Notebook)
+    crew: Crew = field(default_factory=Crew)
 
     @property
     def num_layers(self) -> int:
         """The decoder's depth."""
         return len(self.decoder.blocks)
 
-    def values(self, task: Task, full: Collection[int]) -> list[float]:
-        """What the task gives when only the layers ``full`` see what the decoder lets them, one value a text."""
-        chosen = sorted(set(full))
+    def measured(self, units: Sequence[Unit]) -> list[Any]:
+        """What each unit gives; those that are not known are measured, on all devices at a time.
 
-        def measured() -> list[float]:
-            with restricted(self.decoder, self.local, chosen):
-                return task.values(self.decoder)
+        Raises:
+            ValueError, RuntimeError: as `Crew.measure`.
+        """
+        unknown = {unit.name: unit for unit in units if unit.name not in self.notebook.units}
+        self.crew.measure(list(unknown.values()), self.decoder, self.local, self.notebook)
+        return [self.notebook.units[unit.name] for unit in units]
 
-        values: list[float] = self.notebook.get(f"{task.name}: full {','.join(map(str, chosen)) or 'none'}", measured)
-        return values
+    def values(self, task: Task, sets: Iterable[Collection[int]]) -> list[list[float]]:
+        """For each set, what the task gives when only these layers see what the decoder lets them; a value a text."""
+        return self.measured([_Restricted(task, tuple(sorted(set(full)))) for full in sets])
 
-    def value(self, task: Task, full: Collection[int]) -> float:
-        """The mean of `values`."""
-        return mean(self.values(task, full))
+    def means(self, task: Task, sets: Iterable[Collection[int]]) -> list[float]:
+        """The means of `values`."""
+        return [mean(values) for values in self.values(task, sets)]
 
     def ends(self, task: Task) -> tuple[list[float], list[float]]:
         """The task's values with all layers full and with none.
@@ -59,7 +65,7 @@ class Probe:
         Raises:
             Unmeasurable: if the two are so near that no layer could be told from another.
         """
-        everything, nothing = self.values(task, range(self.num_layers)), self.values(task, ())
+        everything, nothing = self.values(task, (range(self.num_layers), ()))
         gain, error = difference(everything, nothing)
         if gain < task.least or gain <= 2 * error:
             raise Unmeasurable(
@@ -72,21 +78,37 @@ class Probe:
 
 
 @dataclass(frozen=True)
+class _Restricted(Unit):
+    """A task, while only the layers ``full`` see far."""
+
+    task: Task
+    full: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        return f"{self.task.name}: full {named(self.full)}"
+
+    def measure(self, decoder: Decoder, local: Pattern) -> list[float]:
+        with restricted(decoder, local, self.full):
+            return self.task.values(decoder)
+
+
+@dataclass(frozen=True)
 class Finding:
     """What a measure found.
 
     Attributes:
         layers: the score of each layer, more for one that needs its context more; None for one that was not tried.
-        sets: for 1, 2, 3 ... full layers, which they should be, ascending.
-        share: of the whole score, what each of these sets has.
+        sets: for 1, 2, 3 ... full layers, which they should be, ascending; None where that was not asked.
+        share: of the whole score, what each of these sets has; None likewise.
         unit: of the scores.
         errors: the standard error of each layer's score over texts, where it is known.
         heads: the score of each KV head of each layer, where it is known.
     """
 
     layers: Sequence[float | None]
-    sets: Sequence[Sequence[int]]
-    share: Sequence[float]
+    sets: Sequence[Sequence[int] | None]
+    share: Sequence[float | None]
     unit: str
     errors: Sequence[float] | None = None
     heads: Sequence[Sequence[float]] | None = None
@@ -138,6 +160,11 @@ def ranked(
     total = sum(gains) or 1.0
     share = [sum(gains[: n + 1]) / total for n in range(len(order))]
     return Finding(layers, [sorted(order[: n + 1]) for n in range(len(order))], share, unit, errors, heads)
+
+
+def named(layers: Collection[int]) -> str:
+    """Layers in the name of a unit."""
+    return ",".join(map(str, layers)) or "none"
 
 
 def mean(values: Sequence[float]) -> float:

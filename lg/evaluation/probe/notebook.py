@@ -30,13 +30,6 @@ class Notebook:
         """All that is known."""
         return self._units
 
-    def get(self, name: str, measure: Callable[[], Any]) -> Any:
-        """The unit of this name, which is measured if it is not known."""
-        if name not in self._units:
-            self.tell(name)
-            self.put(name, measure())
-        return self._units[name]
-
     def put(self, name: str, value: Any) -> None:
         """Writes a unit down, in place of the one of this name."""
         self._units[name] = value

@@ -33,7 +33,8 @@ class OneOut(Measure):
     def run(self, probe: Probe) -> Finding:
         everything, _ = probe.ends(self.task)
         layers = set(range(probe.num_layers))
-        lost = [difference(everything, probe.values(self.task, layers - {layer})) for layer in sorted(layers)]
+        without = probe.values(self.task, [layers - {layer} for layer in sorted(layers)])
+        lost = [difference(everything, values) for values in without]
         return ranked([value for value, _ in lost], _UNIT, [error for _, error in lost])
 
 
@@ -57,7 +58,8 @@ class OneIn(Measure):
 
     def run(self, probe: Probe) -> Finding:
         _, nothing = probe.ends(self.task)
-        gained = [difference(probe.values(self.task, {layer}), nothing) for layer in range(probe.num_layers)]
+        alone = probe.values(self.task, [{layer} for layer in range(probe.num_layers)])
+        gained = [difference(values, nothing) for values in alone]
         return ranked([value for value, _ in gained], _UNIT, [error for _, error in gained])
 
 
@@ -105,7 +107,7 @@ class Greedy(Measure):
             else:
                 wider = [{*sets[-1], layer} for layer in tried if layer not in sets[-1]]
             sets.append(self._best(probe, wider))
-        values = [mean(nothing), *(probe.value(self.task, each) for each in sets)]
+        values = [mean(nothing), *probe.means(self.task, sets)]
         whole = mean(everything) - mean(nothing)
         layers: list[float | None] = [None] * probe.num_layers
         for before, chosen, low, high in zip([[], *sets[:-1]], sets, values[:-1], values[1:], strict=True):
@@ -116,5 +118,5 @@ class Greedy(Measure):
 
     def _best(self, probe: Probe, sets: Sequence[Collection[int]]) -> list[int]:
         """The set that gains most; the first of equals."""
-        values = [probe.value(self.task, each) for each in sets]
+        values = probe.means(self.task, sets)
         return sorted(sets[values.index(max(values))])
