@@ -3,8 +3,8 @@
     python benchmarks/longlora.py [OUT.json] [--layers 8] [--toy]
 
 Full attention and shifted groups of a quarter of the row, rank 8, embedding and norms trained as well, at 32,768 and
-65,536 tokens, by `lg bench train`, one process each, in one run. The paper (arXiv 2309.12307) has all 32 layers and eight
-A100.
+65,536 tokens, by `lg bench train`, one process each, in one run. The paper (arXiv 2309.12307) has all 32 layers, and
+eight A100.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ def step(name: str, length: int, layers: int, toy: bool) -> dict[str, Any]:
     """What a step costs, as `lg bench train` tells."""
     heads = 2 if toy else 32
     groups = f"{{class_path: ShiftedGroups, init_args: {{group: {length // 4}, num_kv_heads: {heads}}}}}"
-    small = "--trainer.accelerator=cpu --trainer.precision=32-true --model.compile=false --model.preset=tiny".split()
+    small = ["--trainer.accelerator=cpu", "--trainer.precision=32-true", "--model.compile=false", "--model.preset=tiny"]
     model = [*small, f"--model.decoder={{num_kv_heads: {heads}}}"]
     if not toy:
         model = ["--model.preset=llama-2-7b", f"--model.decoder={{num_layers: {layers}}}"]
