@@ -174,7 +174,7 @@ def candidates(proposed: Sequence[Sequence[int]], num_layers: int, size: int, co
     Fewer than ``count`` only where there are no more; never fewer than are proposed.
 
     >>> candidates([[1, 3], [3, 1]], num_layers=4, size=2, count=3, seed=0)
-    [[1, 3], [0, 3], [0, 1]]
+    [[1, 3], [2, 3], [1, 2]]
     """
     found = list(dict.fromkeys(tuple(sorted(each)) for each in proposed))
     assert all(len(each) == size for each in found)
