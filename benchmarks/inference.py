@@ -15,7 +15,6 @@ of the weights and of the listed pages take at the bandwidth of the data sheet, 
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import statistics
 import subprocess
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import parser, processor, write
+from report import earlier, installed, parser, processor, write
 
 K = 1024
 LLAMA_2, LLAMA_3 = "llama-2-7b", "llama-3-8b"
@@ -242,11 +241,8 @@ def main() -> None:
     begun = time.perf_counter()
     device = processor() if args.toy else torch.cuda.get_device_name()
     is_large = args.toy or torch.cuda.get_device_properties(0).total_memory > LARGE
-    installed = {found.metadata["Name"] for found in importlib.metadata.distributions()}
-    packages = [name for name in ("torch", "triton", "transformers", "flash-attn-4") if name in installed]
-    rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-    if args.retry:
-        rows = [row for row in rows if "error" not in row]
+    packages = installed("torch", "triton", "transformers", "flash-attn-4")
+    rows = earlier(args.out, failed=not args.retry)
     for case in cases():
         told = {**case.plain, "device": device}
         if any(all(row.get(key) == value for key, value in told.items()) for row in rows):

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from report import parser, processor, write
+from report import earlier, parser, processor, write
 
 from lg.attention.schedule import Measured, written
 from lg.data import Fetched, TokenizerFile
@@ -144,8 +144,7 @@ def main() -> None:
     if args.toy:
         options += ["--data.row_length=512", "--trainer.max_steps=1", "--trainer.accumulate_grad_batches=1"]
         options += ["--trainer.limit_val_batches=1", "--data.source.sources.planted.init_args.size=1200"]
-    rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-    rows = [row for row in rows if "error" not in row]
+    rows = earlier(args.out)
     done = {(row["schedule"], row["seed"]) for row in rows}
     waiting: queue.Queue[Case] = queue.Queue()
     for case in cases(args.scores, args.seeds):

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import parser, processor, scalars, write
+from report import earlier, parser, processor, scalars, write
 
 from lg.attention import Documents
 from lg.data import Fetched, TokenizerFile
@@ -133,8 +133,7 @@ def main() -> None:
         options += [f"--trainer.max_steps={args.steps}"]
     tokenizer = TokenizerFile(str(args.models / "smollm2" / "tokenizer.json"))
     texts = pieces([Fetched("bible"), Fetched("milton")], tokenizer, max(contexts) + targets, count)
-    rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-    rows = [row for row in rows if "error" not in row]
+    rows = earlier(args.out)
     how = {"targets": targets, "contexts": contexts}
     device = torch.cuda.get_device_name() if on_gpu else processor()
 

@@ -37,6 +37,18 @@ def write(out: Path, what: str, device: str, packages: list[str], rows: list[dic
     out.write_text(json.dumps(result, indent=1) + "\n")
 
 
+def earlier(out: Path, failed: bool = False) -> list[dict[str, Any]]:
+    """The rows that a call before this one has written; those that failed only if they are to stay."""
+    rows: list[dict[str, Any]] = json.loads(out.read_text())["rows"] if out.exists() else []
+    return [row for row in rows if failed or "error" not in row]
+
+
+def installed(*names: str) -> list[str]:
+    """Those of some packages that are there."""
+    there = {found.metadata["Name"] for found in importlib.metadata.distributions()}
+    return [name for name in names if name in there]
+
+
 def processor() -> str:
     """The processor's name, as far as the system tells."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

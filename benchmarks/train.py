@@ -10,7 +10,6 @@ gradient checkpointing, on one GPU, beside the same layers of lg; its loss is lg
 from __future__ import annotations
 
 import argparse
-import importlib.metadata
 import json
 import os
 import statistics
@@ -23,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import parser, write
+from report import earlier, installed, parser, write
 
 HERE = Path(__file__).parent
 K = 1024
@@ -173,9 +172,8 @@ def main() -> None:
     begun = time.perf_counter()
     gpus = args.gpus or torch.cuda.device_count()
     device = f"{gpus} x {torch.cuda.get_device_name()}"
-    packages = [name for name in ("torch", "triton", "lightning", "transformers", "flash-attn-4") if installed(name)]
-    rows = json.loads(args.out.read_text())["rows"] if args.out.exists() else []
-    rows = [row for row in rows if "error" not in row]
+    packages = installed("torch", "triton", "lightning", "transformers", "flash-attn-4")
+    rows = earlier(args.out)
     for case in cases():
         taken = time.perf_counter() - begun
         row = {"case": case.name, "model": case.model, "length": case.length, "gpus": case.gpus or gpus}
@@ -187,11 +185,6 @@ def main() -> None:
         rows.append(measured(case, gpus))
         print(f"{time.perf_counter() - begun:4.0f} s  {json.dumps(rows[-1])}", flush=True)
         write(args.out, "training steps, random weights and tokens, one row a step", device, packages, rows)
-
-
-def installed(name: str) -> bool:
-    """Whether there is such a package."""
-    return name in {found.metadata["Name"] for found in importlib.metadata.distributions()}
 
 
 if __name__ == "__main__":

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 
-from lg.cli.progress import ProgressLine
-from lg.folder import aside
+from lg.cli.progress import ProgressLine, progress
+from lg.cli.written import first_line, save
 
 HELP = """usage: lg consolidate FOLDER [OUT.ckpt]
 
@@ -43,14 +41,8 @@ def run(args: list[str]) -> None:
     folder = Path(words[0])
     path = Path(words[1]) if len(words) == 2 else folder.with_name(f"{folder.stem}.whole.ckpt")
     _check(folder, path)
-    line = ProgressLine()
-    try:
+    with progress("lg consolidate") as line:
         num_bytes = _written(folder, path, line)
-    except KeyboardInterrupt:
-        line.clear()
-        print("lg consolidate: interrupted; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
-    line.clear()
     print(f"{path}  {num_bytes / 1e6:,.1f} MB")
 
 
@@ -74,8 +66,6 @@ def _check(folder: Path, path: Path) -> None:
 
 def _written(folder: Path, path: Path, line: ProgressLine) -> int:
     """Writes the file, aside and then under its name; how many bytes it has."""
-    import torch
-
     from lg.parallel.consolidate import consolidated
 
     line.show(f"reading {folder.name}: 0%")
@@ -83,17 +73,7 @@ def _written(folder: Path, path: Path, line: ProgressLine) -> int:
         content = consolidated(folder, lambda share: line.show(f"reading {folder.name}: {share:.0%}"))
     # torch tells damage and a lack of memory so.
     except (OSError, RuntimeError) as error:
-        raise ValueError(f"FOLDER: {str(folder)!r} cannot be read: {_first(error)}") from error
+        raise ValueError(f"FOLDER: {str(folder)!r} cannot be read: {first_line(error)}") from error
     line.show(f"writing {path.name}: it is found under its name when it is whole")
-    try:
-        with aside(path) as part, part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-        return path.stat().st_size
-    except (OSError, RuntimeError) as error:
-        raise ValueError(f"OUT: {str(path)!r} cannot be written: {_first(error)}") from error
-
-
-def _first(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]
+    save(path, content, "OUT")
+    return path.stat().st_size

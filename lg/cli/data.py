@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from lg.cli.progress import ProgressLine
+from lg.cli.progress import progress
 
 if TYPE_CHECKING:
     from lg.data.assets.asset import Asset
@@ -93,21 +92,15 @@ def _fetch(words: list[str]) -> None:
             raise ValueError(f"{name!r} is not known; {question}allowed: {', '.join(ASSETS)}, or --all for all of them")
     if not names:
         raise ValueError(f"a name is needed; allowed: {', '.join(ASSETS)}, or --all for all of them")
-    line, failures = ProgressLine(), []
-    try:
-        with fetching(line.show) as fetcher:
-            for name in names:
-                try:
-                    done = fetcher.fetch(name)
-                except ValueError as error:
-                    failures.append(str(error))
-                    continue
-                line.clear()
-                print(f"{name} {done}: {folder_of(name)}", flush=True)
-    except KeyboardInterrupt:
-        line.clear()
-        print("lg data: interrupted; what was complete is kept, nothing else", file=sys.stderr)
-        raise SystemExit(130) from None
-    line.clear()
+    failures = []
+    with progress("lg data", "what was complete is kept, nothing else") as line, fetching(line.show) as fetcher:
+        for name in names:
+            try:
+                done = fetcher.fetch(name)
+            except ValueError as error:
+                failures.append(str(error))
+                continue
+            line.clear()
+            print(f"{name} {done}: {folder_of(name)}", flush=True)
     if failures:
         raise ValueError("\nlg data: ".join(failures))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lg.cli.kept_as import check
 from lg.cli.lengths import tokens_in
-from lg.cli.progress import ProgressLine
+from lg.cli.progress import ProgressLine, progress
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -34,8 +34,6 @@ options:
   --adapter         only what LoRA has trained, in the format of peft; without it, it is merged into the weights
   --base NAME       with --adapter, the folder or name of the model that it is for
 """
-
-_DTYPES = ("float32", "bfloat16", "float16")
 
 
 def run(args: list[str]) -> None:
@@ -67,8 +65,7 @@ def run(args: list[str]) -> None:
             raise ValueError(f"--{name}: not allowed with{'' if options.adapter else 'out'} --adapter")
     if options.positions is None and not options.adapter:
         raise ValueError("--positions: needed, such as 32K: tokens of the longest document that it is made for")
-    if options.dtype not in (None, *_DTYPES):
-        raise ValueError(f"--dtype: {options.dtype!r} is not allowed; allowed are {', '.join(_DTYPES)}")
+    check(options)
     tokenizer = None if options.tokenizer is None else named(options.tokenizer)
     checkpoint, folder = Path(options.checkpoint), Path(options.folder)
     if not checkpoint.exists():
@@ -77,19 +74,13 @@ def run(args: list[str]) -> None:
         raise ValueError(f"FOLDER: {str(folder)!r} exists; a folder that does not is needed")
     if not options.adapter:
         tokenizer = tokenizer or of_run(checkpoint)
-    line = ProgressLine()
-    try:
+    with progress("lg export") as line:
         if options.adapter:
             num_bytes = _adapter_written(checkpoint, folder, options.dtype, options.base, line)
         else:
             positions = tokens_in(options.positions, "--positions")
             factor = None if options.linear is None else _factor(options.linear)
             num_bytes = _written(checkpoint, folder, positions, options.dtype, tokenizer, factor, line)
-    except KeyboardInterrupt:
-        line.clear()
-        print("lg export: interrupted; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
-    line.clear()
     print(f"{folder}  {num_bytes / 1e6:,.1f} MB")
     if options.adapter:
         return

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lg.cli.progress import ProgressLine
+from lg.cli.kept_as import check
+from lg.cli.pretrained_part import open_as
+from lg.cli.progress import ProgressLine, progress
 
 if TYPE_CHECKING:
     from lg.cli.tokenizer_files import Found
@@ -24,8 +25,6 @@ is fetched if it is not here (see lg data list), a GGUF file, or another folder 
 options:
   --dtype NAME   float32, bfloat16 or float16; by default that of the folder, and float32 of a GGUF file
 """
-
-DTYPES = ("float32", "bfloat16", "float16")
 
 
 def run(args: list[str]) -> None:
@@ -48,20 +47,13 @@ def run(args: list[str]) -> None:
     parser.add_argument("folder")
     parser.add_argument("--dtype")
     options = parser.parse_args(words)
-    if options.dtype not in (None, *DTYPES):
-        raise ValueError(f"--dtype: {options.dtype!r} is not allowed; allowed are {', '.join(DTYPES)}")
+    check(options)
     folder = Path(options.folder)
     if folder.exists():
         raise ValueError(f"FOLDER: {str(folder)!r} exists; a folder that does not is needed")
-    line = ProgressLine()
-    try:
+    with progress("lg import") as line:
         source = _source(options.source, line)
         told = _written(source, folder, options.dtype, line)
-    except KeyboardInterrupt:
-        line.clear()
-        print("lg import: interrupted; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
-    line.clear()
     print(f"{folder}  {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:,.1f} MB\n{told}")
 
 
@@ -85,15 +77,11 @@ def _written(source: Path, folder: Path, dtype: str | None, line: ProgressLine) 
     """Writes the folder; what became of the tokenizer."""
     import torch
 
-    from lg.models.pretrained import open_pretrained
     from lg.models.pretrained.out import save
     from lg.models.pretrained.weights import names
 
     line.show(f"reading {source.name}: 0%")
-    try:
-        found = open_pretrained(source)
-    except ValueError as error:
-        raise ValueError(str(error).replace("model.init_args.pretrained", "SOURCE")) from error
+    found = open_as("SOURCE", source)
     called = names(found.config)
     weights = {}
     for number, (own, theirs) in enumerate(called.items()):

@@ -1,4 +1,4 @@
-"""What weights, keys and values are kept as: the options ``--dtype`` and ``--kv`` of what writes texts."""
+"""What weights, keys and values are kept as: the options ``--dtype`` and ``--kv`` of commands."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ SHARE = 0.8
 
 
 def check(options: Namespace) -> None:
-    """Refuses other names.
+    """Refuses other names, of those options that the command has.
 
     Raises:
         ValueError: naming the option and what is allowed.
     """
     for name, allowed in (("dtype", DTYPES), ("kv", KV)):
-        if getattr(options, name) not in (None, *allowed):
-            raise ValueError(f"--{name}: {getattr(options, name)!r} is not allowed; allowed are {', '.join(allowed)}")
+        if (given := getattr(options, name, None)) not in (None, *allowed):
+            raise ValueError(f"--{name}: {given!r} is not allowed; allowed are {', '.join(allowed)}")
 
 
 def dtype_of(name: str | None, device: torch.device) -> torch.dtype:

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import math
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from lg.cli.progress import ProgressLine
-from lg.folder import aside
+from lg.cli.progress import ProgressLine, progress
+from lg.cli.written import save
 
 HELP = """usage: lg merge OUT MODEL MODEL [MODEL ...] [--weights=W,W,...]
 
@@ -55,14 +53,8 @@ def run(args: list[str]) -> None:
     are_files = _check(out, models)
     if not math.isclose(sum(weights), 1, abs_tol=1e-9):
         print(f"the weights are {sum(weights):g} in all, not 1")
-    line = ProgressLine()
-    try:
+    with progress("lg merge") as line:
         told = _written(out, models, weights, are_files, line)
-    except KeyboardInterrupt:
-        line.clear()
-        print("lg merge: interrupted; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
-    line.clear()
     if told:
         print(f"the models were trained with other values of {', '.join(told)}; those of {models[0]} hold")
     files = [out] if out.is_file() else list(out.iterdir())
@@ -73,8 +65,6 @@ def _written(
     out: Path, models: Sequence[Path], weights: Sequence[float], are_files: bool, line: ProgressLine
 ) -> list[str]:
     """Writes it; what the first model's configuration decides."""
-    import torch
-
     from lg.models.merge import merge_folders, merged_checkpoint
 
     def tell(share: float) -> None:
@@ -84,15 +74,7 @@ def _written(
         merge_folders(out, models, weights, tell)
         return _other_settings(models)
     content, others = merged_checkpoint(models, weights, tell)
-    try:
-        with aside(out) as part, part.open("wb") as file:
-            torch.save(content, file)
-            file.flush()
-            os.fsync(file.fileno())
-    # torch tells a full disk so.
-    except (OSError, RuntimeError) as error:
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"OUT: {str(out)!r} cannot be written: {said}") from error
+    save(out, content, "OUT")
     return others
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import inspect
+from collections.abc import Mapping
+from typing import Any
 
 from jsonargparse import Namespace
 from lightning.pytorch import Trainer
@@ -47,19 +49,35 @@ def read_model(parser: LightningArgumentParser, words: list[str], own: list[str]
     Raises:
         Refused: when the input is at fault.
     """
+    return read_part(parser, words, "model", {"model": HybridLM, **dict.fromkeys(own, str)})
+
+
+def read_part(
+    parser: LightningArgumentParser, words: list[str], section: str, roots: Mapping[str, type]
+) -> tuple[Any, Namespace, Config]:
+    """What one section describes, built; all that was parsed; and what the YAML files say besides, which is unread.
+
+    Args:
+        parser: of that section, and of what a command has added.
+        words: the command's arguments.
+        section: a key of `sections`.
+        roots: the class behind each top-level key of the parser.
+
+    Raises:
+        Refused: when the input is at fault.
+    """
     files, options = gather_stage(words)
-    unread = {key: files.pop(key) for key in sections() - {"model"} if key in files}
+    unread = {key: files.pop(key) for key in sections() - {section} if key in files}
     given = overlay(files, options)
     if files:
         options = ["--config", as_argument(files), *options]
     try:
         parsed = parser.parse_args(options)
     except argparse.ArgumentError as error:
-        roots: dict[str, type] = {"model": HybridLM, **dict.fromkeys(own, str)}
         raise Refused(explain(error.message, given, roots)) from error
     with refusals_told(given):
-        model: HybridLM = parser.instantiate_classes(parsed).model
-    return model, parsed, unread
+        built = parser.instantiate_classes(parsed)[section]
+    return built, parsed, unread
 
 
 def sections() -> set[str]:

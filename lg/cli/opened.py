@@ -10,6 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lg.cli.pretrained_part import decoder_as
+from lg.cli.written import first_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -135,25 +138,8 @@ def opened(path: str, tokenizer: str | None, dtype: torch.dtype, device: torch.d
         return Opened(decoder, None, spelling)
     if own is None:
         own = of_gguf(given) if given.is_file() else named(path) if (given / "tokenizer.json").is_file() else None
-    decoder, longest, marks = _pretrained(given, dtype, device)
-    return Opened(decoder, longest, None if own is None else _spelling(own, marks))
-
-
-def _pretrained(path: Path, dtype: torch.dtype, device: torch.device) -> tuple[Decoder, int | None, Any]:
-    import torch
-
-    from lg.models.pretrained import open_pretrained
-
-    before = torch.get_default_dtype()
-    try:
-        found = open_pretrained(path)
-        torch.set_default_dtype(dtype)
-        with torch.device(device):
-            return found.decoder().eval(), found.longest, found.marks
-    except ValueError as error:
-        raise ValueError(str(error).replace("model.init_args.pretrained", KEY)) from error
-    finally:
-        torch.set_default_dtype(before)
+    said, decoder = decoder_as(KEY, given, dtype, device)
+    return Opened(decoder, said.longest, None if own is None else _spelling(own, said.marks))
 
 
 def _of_checkpoint(path: Path, dtype: torch.dtype, device: torch.device) -> Decoder:
@@ -167,8 +153,7 @@ def _of_checkpoint(path: Path, dtype: torch.dtype, device: torch.device) -> Deco
         if path.is_file():
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever damage makes of pickled and packed bytes
-        said = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        raise ValueError(f"{KEY}: {path.name!r} cannot be read: {said}; {_KINDS}") from error
+        raise ValueError(f"{KEY}: {path.name!r} cannot be read: {first_line(error)}; {_KINDS}") from error
     try:
         module = HybridLM.from_checkpoint(str(path))
     except ValueError as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import sys
-
-from lg.cli.progress import ProgressLine
+from lg.cli.progress import progress
 
 HELP = """usage: lg probe --model=MODEL [--OPTION=VALUE ...]
 
@@ -85,12 +83,5 @@ def run(args: list[str]) -> None:
     for name in (*_DEFAULTS, *_OTHERS):
         parser.add_argument(f"--{name}", default=_DEFAULTS.get(name))
     options = parser.parse_args(words)
-    line = ProgressLine()
-    try:
+    with progress("lg probe", "the same command goes on from what was measured") as line:
         probed(options, line)
-    except KeyboardInterrupt:
-        line.clear()
-        print("lg probe: interrupted; the same command goes on from what was measured", file=sys.stderr)
-        raise SystemExit(130) from None
-    finally:
-        line.clear()

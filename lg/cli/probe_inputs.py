@@ -14,14 +14,14 @@ from typing import Any
 import torch
 
 from lg.attention import SinkWindow
-from lg.cli.bench import number
+from lg.cli.bench import device_named, number
 from lg.cli.lengths import tokens_in
+from lg.cli.pretrained_part import decoder_as
 from lg.cli.tokenizer_files import Found, named, of_gguf, of_run
 from lg.data import Bytes, Fetched, Folder, Jsonl, Source, Stdlib, Tokenizer, TokenizerFile
 from lg.evaluation.probe import pieces
 from lg.evaluation.probe.sight import attentions
 from lg.models.decoder import Decoder
-from lg.models.pretrained import open_pretrained
 
 _NEEDLE = 64  # tokens that sentence, question and answer of a needle take, about
 
@@ -68,25 +68,9 @@ def read_model(path: str, device_name: str | None) -> tuple[Decoder, int | None]
     Raises:
         ValueError: if there is no such model or device, or a layer does not attend.
     """
-    try:
-        device = torch.empty(1, device=device_name or ("cuda" if torch.cuda.is_available() else "cpu")).device
-    except (RuntimeError, AssertionError) as error:
-        said = str(error).splitlines()[0]
-        raise ValueError(
-            f"--device: {device_name!r} is not allowed; it must be a device of this machine ({said})"
-        ) from error
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"--device: {device_name!r} is not allowed; it must be cpu, cuda or cuda:N")
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if device.type == "cuda" else torch.float32)
-    try:
-        found = open_pretrained(path)
-        with device:
-            decoder = found.decoder().eval()
-    except ValueError as error:
-        raise ValueError(str(error).replace("model.init_args.pretrained", "--model")) from error
-    finally:
-        torch.set_default_dtype(before)
+    device = device_named(device_name)
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    found, decoder = decoder_as("--model", path, dtype, device)
     attentions(decoder)
     return decoder, found.longest
 

@@ -4,6 +4,27 @@ from __future__ import annotations
 
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+
+@contextmanager
+def progress(command: str, kept: str = "nothing was written") -> Iterator[ProgressLine]:
+    """A line for what is done inside, empty at its end. Ctrl-C ends the command there, with exit code 130.
+
+    Args:
+        command: as the user typed it.
+        kept: what is said of that which was done until then.
+    """
+    line = ProgressLine()
+    try:
+        yield line
+    except KeyboardInterrupt:
+        line.clear()
+        print(f"{command}: interrupted; {kept}", file=sys.stderr)
+        raise SystemExit(130) from None
+    finally:
+        line.clear()
 
 
 class ProgressLine:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lg.cli.lengths import tokens_in
-from lg.cli.progress import ProgressLine
+from lg.cli.pretrained_part import decoder_as
+from lg.cli.progress import ProgressLine, progress
 from lg.cli.written import file_for
 
 if TYPE_CHECKING:
@@ -72,15 +73,9 @@ def run(words: list[str]) -> None:
     if most < 1:
         raise ValueError(f"--documents: {most} is not allowed; it must be at least 1")
     data = _data(rest)
-    line = ProgressLine()
-    try:
+    with progress("lg data") as line:
         scorers = [_scorer(getattr(options, name), f"--{name}", data, window, line) for name in ("base", "extended")]
         told = _written(out, how, data, scorers[0], scorers[1], most, line)
-    except KeyboardInterrupt:
-        line.clear()
-        print("lg data: interrupted; nothing was written", file=sys.stderr)
-        raise SystemExit(130) from None
-    line.clear()
     print(told)
 
 
@@ -148,22 +143,13 @@ def _decoder(path: str, key: str, device: torch.device) -> Decoder:
     import torch
 
     from lg.models.hybrid import HybridLM
-    from lg.models.pretrained import open_pretrained
 
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if Path(path).suffix == ".ckpt":
         if not Path(path).exists():
             raise ValueError(f"{key}: {path!r} does not exist")
         return HybridLM.from_checkpoint(path).model.to(device, dtype)
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        with device:
-            return open_pretrained(path).decoder().eval()
-    except ValueError as error:
-        raise ValueError(str(error).replace("model.init_args.pretrained", key)) from error
-    finally:
-        torch.set_default_dtype(before)
+    return decoder_as(key, path, dtype, device)[1]
 
 
 def _written(

@@ -4,7 +4,8 @@
 >>> from lg.models.presets import preset
 >>> layers = [SinkWindow(window=64)] * 6
 >>> runner = Runner(random_decoder(preset("tiny"), layers, torch.device("cpu"), torch.float32), max_length=200)
->>> prefill(runner, length=150, batch=1, chunk=64).kv_bytes == decode_bound(runner, 150, 1).kv_bytes
+>>> _, bound = decode(runner, length=150, batch=1, steps=1, warm_up=0)
+>>> prefill(runner, length=150, batch=1, chunk=64).kv_bytes == bound.kv_bytes
 True
 
 Shapes: B sequences, L tokens of each.
@@ -136,15 +137,6 @@ def decode(runner: Runner, length: int, batch: int, steps: int, warm_up: int = 3
     for slot in slots:
         runner.cache.close(slot)
     return seconds, bound
-
-
-def decode_bound(runner: Runner, length: int, batch: int) -> Bound:
-    """What a step after ``length`` tokens of each sequence must read at least; nothing is measured."""
-    slots = _taken(runner, length, batch)
-    bound = _bound(runner)
-    for slot in slots:
-        runner.cache.close(slot)
-    return bound
 
 
 def largest_batch(decoder: Decoder, length: int, formats: tuple[Format, Format], num_bytes: int) -> int:

@@ -83,3 +83,16 @@ def most_held(last: Tensor, length: int) -> int:
     seen = last // PAGE >= first
     # Any token's page is there while it is read.
     return min(most(seen) + most(seen & (last < length - 1)) + 1, len(last))
+
+
+def pages_needed(pattern: Pattern, end: int, length: int, doc: Mapping[str, int]) -> int:
+    """The most pages that a sequence of ``length`` tokens holds at any time, of a document that might grow to ``end``.
+
+    Asked for whenever a sequence is to be let in, and so remembered.
+    """
+    return _needed(pattern, end, length, tuple(sorted(doc.items())))
+
+
+@lru_cache(maxsize=4096)
+def _needed(pattern: Pattern, end: int, length: int, doc: tuple[tuple[str, int], ...]) -> int:
+    return most_held(_found(pattern, end, doc), length)

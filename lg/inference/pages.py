@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lg.attention import Pattern
-from lg.inference.lifetime import PAGE, last_queries, most_held
+from lg.inference.lifetime import PAGE, last_queries, pages_needed
 
 Numbers = npt.NDArray[np.int64]
 
@@ -74,7 +74,7 @@ class Group:
 
     def needed(self, length: int, doc: Mapping[str, int]) -> int:
         """Pages that a sequence of ``length`` tokens may hold at once."""
-        return most_held(last_queries(self.pattern, self.max_length, doc), length)
+        return pages_needed(self.pattern, self.max_length, length, doc)
 
     def open(self, slot: int, length: int, doc: Mapping[str, int]) -> None:
         """Sets pages aside for a sequence that may grow to ``length`` tokens."""

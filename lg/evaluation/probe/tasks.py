@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
-import torch
 from torch import Tensor
 
-from lg.attention import Documents
+from lg.evaluation.context_use import losses_by_context
 from lg.evaluation.needle import Haystack, score
 from lg.models.decoder import Decoder
 
@@ -58,18 +57,11 @@ class Context(Task):
         return len(self.texts) * (1 + (self.short + self.targets) / length)
 
     def values(self, decoder: Decoder) -> list[float]:
-        ends = (text[-(self.short + self.targets + 1) :] for text in self.texts)
-        return [
-            self._loss(decoder, end) - self._loss(decoder, text) for text, end in zip(self.texts, ends, strict=True)
-        ]
-
-    @torch.no_grad()
-    def _loss(self, decoder: Decoder, text: Tensor) -> float:
-        """Mean cross-entropy of the last tokens."""
-        tokens = text.to(decoder.embedding.weight.device)
-        hidden = decoder(tokens[None, :-1], Documents(len(tokens) - 1))
-        losses: Tensor = decoder.head(hidden[0, -self.targets :], tokens[-self.targets :], "none")
-        return float(losses.double().mean())
+        # One token more than `short` goes before the targets, as one more than the length does before all of them.
+        contexts = self.short + 1, len(self.texts[0]) - self.targets
+        little, all_of_it = losses_by_context(decoder, self.texts, self.targets, contexts).unbind(1)
+        gain: list[float] = (little - all_of_it).tolist()
+        return gain
 
 
 @dataclass(frozen=True)

@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import nn
 
 from lg.attention import Pattern
@@ -51,9 +53,21 @@ class Pretrained:
         """
         load(part, name, config, self.weights)
 
-    def decoder(self, attention: str = "auto") -> Decoder:
-        """The model as it is, on this thread's default device and in its default type."""
-        return Decoder(self.config, self.sees, attention, fill=self.fill)
+    def decoder(
+        self, attention: str = "auto", dtype: torch.dtype | None = None, device: torch.device | None = None
+    ) -> Decoder:
+        """The model as it is; by default in this thread's default type, on its default device.
+
+        Raises:
+            ValueError: as `fill`.
+        """
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype or before)
+        try:
+            with device or nullcontext():
+                return Decoder(self.config, self.sees, attention, fill=self.fill)
+        finally:
+            torch.set_default_dtype(before)
 
 
 def open_pretrained(path: str | Path) -> Pretrained:
