@@ -77,6 +77,9 @@ def layers(case: Case, device: torch.device) -> tuple[Callable[[], list[Tensor]]
     for x in (*kind.keys, *kind.values):
         if x.dtype == torch.uint8:
             x.random_(0, 256)
+        elif x.dtype == torch.float16:
+            # Steps, which are not negative, and what is added.
+            x.uniform_(0, 0.1)
         else:
             x.normal_().mul_(0.1)
     step = Step(cache.begin([(slot, 1) for slot in slots]), lambda positions, length: (positions, positions))

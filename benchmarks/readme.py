@@ -1,4 +1,4 @@
-"""Writes measured tables of the README and of docs/kernels.md from benchmarks/results/*.json, and draws the README's
+"""Writes measured tables of the README and of pages of docs/ from benchmarks/results/*.json, and draws the README's
 picture: nothing is made by hand.
 
 python benchmarks/readme.py
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
-README, PAGE = HERE.parent / "README.md", HERE.parent / "docs" / "kernels.md"
+README, DOCS = HERE.parent / "README.md", HERE.parent / "docs"
 BEGIN, END = "<!-- measured: benchmarks/readme.py -->\n", "<!-- end of measured -->\n"
 
 
@@ -59,20 +59,66 @@ def gpu(result: dict[str, Any]) -> str:
     )
 
 
-def attention(result: dict[str, Any]) -> str:
-    """Attention alone at its longest, in short."""
-    cases = {
-        "causal": "full causal",
-        "sink_window_2k": "window of 1,984 and 64 sinks",
-        "strided_2k": "blocks: 16 local, every 128th",
-        "packed_sink_window_2k": "the window and sinks, packed documents",
-    }
-    return (
-        "Attention alone on one GPU, 131,072 tokens, 32 query and 8 KV heads of 128, bf16: ms forward / backward\n"
-        "([more](docs/kernels.md)).\n\n"
-        + milliseconds(result, cases, 131_072, 8, ("triton", "flash", "sdpa", "flex_flash", "flex"))
-        + f"\n{source(result)}"
-    )
+SCHEDULES = {"full": "full", "hybrid": "12 of 32 layers full", "hybrid_4_full": "4 of 32 full"}
+
+
+def inference(result: dict[str, Any]) -> str:
+    """A long prompt read and written after, in short."""
+    rows = [row for row in written(result) if (row["model"], row["asked_batch"]) == ("llama-2-7b", "1")]
+    parts = [
+        "Reading 131,072 tokens and writing on, the llama-2-7b shape (random weights, bf16) on one GPU\n"
+        "([more](docs/inference.md)).\n",
+        table(
+            ["", "until the first token", "a token", "of the bandwidth", "keys and values"],
+            [[name_of(row), *figures(row)] for row in rows if row["local"] != "strided_2k"],
+        ),
+        source({**result, "device": rows[0]["device"]}),
+    ]
+    return "\n".join(parts)
+
+
+def written(result: dict[str, Any]) -> list[dict[str, Any]]:
+    """The rows that have figures, transformers last."""
+    rows = [row for row in result["rows"] if "decode_ms_per_token" in row or "prefill_s" in row]
+    return sorted(rows, key=lambda row: row["impl"] != "lg")
+
+
+def name_of(row: dict[str, Any]) -> str:
+    """What a row of inference.json is."""
+    if row["impl"] != "lg":
+        return row["impl"].replace("transformers-", "transformers, SDPA, cache: ")
+    kept = "" if row["kv"] == "auto" else f", {row['kv']}"
+    others = {None: "", "sink_window_2k": ", window and sinks", "strided_2k": ", strided blocks"}[row["local"]]
+    return f"lg {SCHEDULES[row['schedule']]}{others}{kept}"
+
+
+def figures(row: dict[str, Any]) -> list[str]:
+    """Its measured columns; empty where there is nothing."""
+    units = {"prefill_s": "{:.2f} s", "decode_ms_per_token": "{:.2f} ms", "kv_gib": "{:.1f} GiB"}
+    told = {name: unit.format(row[name]) if name in row else "" for name, unit in units.items()}
+    share = f"{100 * row['bandwidth_share']:.0f}%" if "bandwidth_share" in row else ""
+    return [told["prefill_s"], told["decode_ms_per_token"], share, told["kv_gib"]]
+
+
+def all_inference(result: dict[str, Any]) -> str:
+    """Every row: a table for each shape, length and batch."""
+    rows = written(result)
+    parts = []
+    for model, length, batch, device in dict.fromkeys(
+        (row["model"], row["length"], row["asked_batch"] == "most", row["device"]) for row in rows
+    ):
+        group = [
+            row for row in rows
+            if (row["model"], row["length"], row["asked_batch"] == "most", row["device"])
+            == (model, length, batch, device)
+        ]  # fmt: skip
+        lines = [[name_of(row), str(row["batch"]), *figures(row)] for row in group]
+        many = ", as many sequences as fit" if batch else ""
+        parts.append(
+            f"{model}, {length:,} tokens{many}, {device}:\n\n"
+            + table(["", "sequences", "first token", "a step", "of the bandwidth", "keys and values"], lines)
+        )
+    return "\n".join([*parts, source(result)])
 
 
 def milliseconds(
@@ -119,7 +165,7 @@ def kernels(result: dict[str, Any]) -> str:
 def rewritten(text: str) -> str:
     """The README with its measured part made anew."""
     results = _results()
-    parts = laptop(results["laptop"]), gpu(results["first_light"]), attention(results["attention"])
+    parts = laptop(results["laptop"]), gpu(results["first_light"]), inference(results["inference"])
     return _filled(text, "\n".join(parts))
 
 
@@ -128,6 +174,11 @@ def page_rewritten(text: str) -> str:
     results = _results()
     beside = "In another run, beside flash-attn-4. "
     return _filled(text, "\n".join((kernels(results["attention"]), beside + kernels(results["attention_flash"]))))
+
+
+def inference_rewritten(text: str) -> str:
+    """docs/inference.md with its measured part made anew."""
+    return _filled(text, all_inference(_results()["inference"]))
 
 
 def _results() -> dict[str, Any]:
@@ -158,4 +209,5 @@ def picture() -> None:
 if __name__ == "__main__":
     picture()
     README.write_text(rewritten(README.read_text()))
-    PAGE.write_text(page_rewritten(PAGE.read_text()))
+    for page, anew in (("kernels.md", page_rewritten), ("inference.md", inference_rewritten)):
+        (DOCS / page).write_text(anew((DOCS / page).read_text()))

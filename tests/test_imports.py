@@ -42,7 +42,7 @@ ONLY_IN = {
         "monitor",
         "cli",
     ],
-    "triton": ["attention/impl/triton"],
+    "triton": ["attention/impl/triton", "inference/matvec_kernel.py"],
     "starlette": ["serve/app.py"],
     "uvicorn": ["serve/server.py"],
     "flash_attn": ["attention/impl/flash.py"],

@@ -74,6 +74,8 @@ def test_measured_tables_are_those_of_the_result_files() -> None:
     assert tables.rewritten(README) == README
     page = (ROOT / "docs" / "kernels.md").read_text(encoding="utf-8")
     assert tables.page_rewritten(page) == page and "| flex" in page
+    page = (ROOT / "docs" / "inference.md").read_text()
+    assert tables.inference_rewritten(page) == page and "| lg 4 of 32 full" in page
     assert README.count(" tokens/s ") == 1
 
 

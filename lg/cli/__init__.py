@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 COMMANDS = {
     "fit": "train a model",
     "validate": "measure a checkpoint on the held-out documents",
+    "predict": "write on from the beginnings of the held-out documents, into a file",
     "cost": "count what a model costs at any length, beside full attention",
     "plan": "predict memory and time of training on GPUs, without one",
     "patterns": "draw what layers may see: every pattern, or those of a configuration",
@@ -69,6 +70,7 @@ commands:
   lg fit --config configs/hybrid.yaml --print_config            the whole configuration, resolved
   lg fit --config stages.yaml --stage 64k                       one stage, of a YAML that lists stages
   lg fit --help                                                 every option
+  lg predict --config FILE --ckpt_path last --out FILE.jsonl    what it writes on held-out documents
   lg cost --config configs/hybrid.yaml --lengths 32K,1M         what it costs there
   lg plan --config configs/hybrid.yaml --devices 4              what it would hold on four GPUs
   lg patterns SinkWindow --window=64                            what a pattern sees, drawn

@@ -35,7 +35,7 @@ _OPTIONS = """options, with what they are on a GPU and on a CPU:
   --kv A,B          auto: as the weights; or bfloat16, float16, float32, int8, int4
   --dtype NAME      bfloat16; float32: of the weights
   --device NAME     cuda if there is one, else cpu
-  --eager           leave the blocks as they are; on a GPU they are compiled, as in lg fit with model.compile
+  --eager           leave the decoder as it is; on a GPU it is compiled, as by lg generate with --compile
   --json FILE       a .json for the figures
 """
 
@@ -236,13 +236,11 @@ def _decoder(model: _Model, schedule: str, device: torch.device, options: argpar
     import torch
 
     from lg.inference.bench import random_decoder
-    from lg.models.memory import Memory
-    from lg.models.wrap import wrap
+    from lg.inference.compiled import compiled
 
     decoder = random_decoder(model.config, model.layers(schedule), device, getattr(torch, options.dtype))
-    torch.compiler.reset()
-    wrap(decoder, Memory(), compile=device.type == "cuda" and not options.eager)
-    return decoder
+    # What is compiled for one schedule serves the next.
+    return compiled(decoder) if device.type == "cuda" and not options.eager else decoder
 
 
 class _Timed:
@@ -274,10 +272,9 @@ class _Timed:
     def _measured(self, decoder: Decoder, length: int, batch: int | str, form: tuple[Format, Format]) -> dict[str, Any]:
         import torch
 
-        from lg.cli.opened import free_memory
         from lg.inference import Runner
-        from lg.inference.bench import decode, largest_batch, prefill
-        from lg.inference.room import room_bytes
+        from lg.inference.bench import decode, prefill
+        from lg.inference.room import free_memory, largest_batch, room_bytes
 
         device = decoder.embedding.weight.device
         longest = length + (_WARM_UP + self.steps if self.what == "decode" else _LATER)

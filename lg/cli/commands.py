@@ -10,6 +10,7 @@ import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from jsonargparse import Namespace, get_loader
@@ -29,6 +30,7 @@ from lg.cli.configuration import Config, as_argument, gather
 from lg.cli.given import overlay
 from lg.cli.last import checkpoint_folder, damage_of, go_on_in, index_of, newest_checkpoint
 from lg.cli.nulls import misplaced_null
+from lg.cli.predict import Predict
 from lg.cli.saved_config import SavedConfig
 from lg.cli.stage_run import StageRun, enter, run_all
 from lg.cli.stages import Stage, chosen, option, take_stages
@@ -69,12 +71,13 @@ def run(args: list[str]) -> None:
             subclass_mode_model=True,
             subclass_mode_data=True,
             auto_configure_optimizers=False,
-            save_config_callback=SavedConfig,
+            # What predicts trains nothing that a configuration would be kept beside.
+            save_config_callback=None if args[0] == "predict" else SavedConfig,
             seed_everything_default=0,
             parser_kwargs={
                 "prog": "lg",
                 **options,
-                **{name: dict(options) for name in Command.subcommands()},
+                **{name: {**options, "description": COMMANDS[name]} for name in Command.subcommands()},
             },
             args=args,
         )
@@ -83,14 +86,24 @@ def run(args: list[str]) -> None:
 
 
 class Command(LightningCLI):
-    """One run of ``lg fit`` or ``lg validate``."""
+    """One run of ``lg fit``, ``lg validate`` or ``lg predict``."""
 
     stage_run: StageRun | None = None
+    predicts: Predict | None = None
 
     @staticmethod
     def subcommands() -> dict[str, set[str]]:
         """The Trainer's methods that are commands, each with the parameters that are no options."""
-        return {name: skip for name, skip in LightningCLI.subcommands().items() if name in COMMANDS}
+        more = {"predict": {"return_predictions"}}
+        return {
+            name: skip | more.get(name, set()) for name, skip in LightningCLI.subcommands().items() if name in COMMANDS
+        }
+
+    def _prepare_subcommand_parser(self, klass: type, subcommand: str, **kwargs: Any) -> LightningArgumentParser:
+        parser = super()._prepare_subcommand_parser(klass, subcommand, **kwargs)
+        if subcommand == "predict":
+            parser.add_class_arguments(Predict, None, instantiate=False)
+        return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
         """Merges the YAML files, then lets the parser read them and the options."""
@@ -116,6 +129,10 @@ class Command(LightningCLI):
             config["ckpt_path"] = self._last(command, config["trainer"])
         elif checkpoint is not None and checkpoint not in ("best", "hpc"):
             self._check(str(checkpoint))
+        if command == "predict":
+            self.predicts = Predict.of(config)
+            # Nothing is logged: no folder is made for it.
+            config["trainer"]["logger"] = False
 
     def _parse(
         self, parser: LightningArgumentParser, command: str, files: Config, stage: Stage | None, options: list[str]
@@ -176,7 +193,12 @@ class Command(LightningCLI):
     def _run_subcommand(self, subcommand: str) -> None:
         with troubles_told(self.given, self.trainer):
             self._check_one_device(subcommand)
-            super()._run_subcommand(subcommand)
+            if self.predicts is None:
+                super()._run_subcommand(subcommand)
+                return
+            checkpoint = self.config[subcommand].get("ckpt_path")
+            with self.predicts.running(self.trainer, self.model, self.datamodule, checkpoint):
+                super()._run_subcommand(subcommand)
 
     def _check_one_device(self, subcommand: str) -> None:
         """Refuses a sharded checkpoint where the strategy would read a file."""

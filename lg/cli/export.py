@@ -12,9 +12,7 @@ from lg.cli.progress import ProgressLine, progress
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from lg.attention import Pattern
     from lg.cli.tokenizer_files import Found
-    from lg.models.block import MixerSpec
 
 HELP = """usage: lg export CHECKPOINT FOLDER --positions=N [--OPTION=VALUE ...]
 
@@ -120,7 +118,7 @@ def _written(
 
     line.show(f"reading {checkpoint.name}")
     module = HybridLM.from_checkpoint(str(checkpoint))
-    sees = [_seen(module.patterns[name], name) for name in module.evaluated_schedule]
+    sees = module.sees
     weights = _in_type(module.plain_weights, dtype)
     line.show(f"writing {folder.name}: it is found under its name when it is whole")
     files, marks = ({}, {}) if tokenizer is None else (tokenizer.files, tokenizer.marks)
@@ -131,19 +129,6 @@ def _written(
         config = changed(config, {"rope_scaling": Linear(factor)})
     save(folder, weights, config, sees, positions, files=files, marks=marks)
     return sum(file.stat().st_size for file in folder.iterdir())
-
-
-def _seen(mixer: Pattern | MixerSpec, name: str) -> Pattern:
-    """What a layer sees when the model is used.
-
-    Raises:
-        ValueError: if it does not attend.
-    """
-    from lg.attention import Pattern
-
-    if not isinstance(mixer, Pattern):
-        raise ValueError(f"model.init_args.patterns.{name}: {mixer} cannot be exported; its layers do not attend")
-    return mixer
 
 
 def _in_type(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:

@@ -1,20 +1,19 @@
-"""What weights, keys and values are kept as: the options ``--dtype`` and ``--kv`` of commands."""
+"""What a model that writes is kept as: the options ``--dtype``, ``--kv`` and ``--compile`` of commands."""
 
 from __future__ import annotations
 
 from argparse import Namespace
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import torch
 
     from lg.inference.formats import Format
+    from lg.models.decoder import Decoder
 
 DTYPES = ("float32", "bfloat16", "float16")
 KV = ("auto", *DTYPES, "int8", "int4")
-
-SHARE = 0.8
-"""Of free memory, what keys and values may take: what a step computes needs some as well."""
 
 
 def check(options: Namespace) -> None:
@@ -45,3 +44,16 @@ def formats_of(name: str, weights: torch.dtype) -> tuple[Format, Format]:
     quantised: dict[str, Format] = {"int8": Int8(), "int4": Int4()}
     form = quantised.get(name) or Plain(weights if name == "auto" else getattr(torch, name))
     return form, form
+
+
+def compile_on(device: torch.device) -> Callable[[Decoder], object]:
+    """What compiles a decoder, if this device has something to gain.
+
+    Raises:
+        ValueError: naming the option, if it has not.
+    """
+    from lg.inference.compiled import compiled
+
+    if device.type != "cuda":
+        raise ValueError(f"--compile: not allowed on {device}; it is for CUDA devices")
+    return compiled

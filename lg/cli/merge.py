@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -56,7 +57,7 @@ def run(args: list[str]) -> None:
     with progress("lg merge") as line:
         told = _written(out, models, weights, are_files, line)
     if told:
-        print(f"the models were trained with other values of {', '.join(told)}; those of {models[0]} hold")
+        print(f"the models were trained with other values: {'; '.join(told)}; those of {models[0]} hold")
     files = [out] if out.is_file() else list(out.iterdir())
     print(f"{out}  {sum(file.stat().st_size for file in files) / 1e6:,.1f} MB")
 
@@ -64,15 +65,16 @@ def run(args: list[str]) -> None:
 def _written(
     out: Path, models: Sequence[Path], weights: Sequence[float], are_files: bool, line: ProgressLine
 ) -> list[str]:
-    """Writes it; what the first model's configuration decides."""
-    from lg.models.merge import merge_folders, merged_checkpoint
+    """Writes it; in what the first model's configuration decides."""
+    from lg.models.merge import merge_folders, merged_checkpoint, other_values
 
     def tell(share: float) -> None:
         line.show(f"merging {share:.0%}")
 
     if not are_files:
         merge_folders(out, models, weights, tell)
-        return _other_settings(models)
+        told = [json.loads((model / "config.json").read_text(encoding="utf-8")) for model in models]
+        return other_values(models, told)
     content, others = merged_checkpoint(models, weights, tell)
     save(out, content, "OUT")
     return others
@@ -115,12 +117,3 @@ def _weights(told: str | None, num_models: int) -> list[float]:
     if len(weights) != num_models or not all(map(math.isfinite, weights)):
         raise ValueError(f"--weights: {told!r} is not allowed; it must be {num_models} numbers, such as 0.5,0.5")
     return weights
-
-
-def _other_settings(models: Sequence[Path]) -> list[str]:
-    """In which keys of config.json the models differ."""
-    import json
-
-    told = [json.loads((model / "config.json").read_text(encoding="utf-8")) for model in models]
-    keys = {key for other in told[1:] for key in {*told[0], *other} if told[0].get(key) != other.get(key)}
-    return sorted(keys)

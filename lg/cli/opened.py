@@ -10,18 +10,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lg.cli.pretrained_part import decoder_as
-from lg.cli.written import first_line
+from lg.cli.pretrained_part import checkpoint_as, decoder_as, is_checkpoint
 
 if TYPE_CHECKING:
     import torch
 
     from lg.cli.tokenizer_files import Found
     from lg.data import Tokenizer
+    from lg.data.marked import Mark, Plain
     from lg.data.templates import Template
     from lg.models.decoder import Decoder
 
 KEY = "--model"
+_ANSWER = "<answer>"  # words that no template puts between marks itself
 _KINDS = "a checkpoint, a folder of transformers or a GGUF file is needed"
 
 
@@ -46,11 +47,10 @@ class Spelling:
         if self.template is None:
             return
         from lg.data.marked import Mark
-        from lg.data.templates import ANSWERING, Message
 
         try:
-            told = self.template.render([Message("user", "a"), Message(ANSWERING, "b")])
-            ends = [piece[0] for piece in told if isinstance(piece, Mark) and piece.counted]
+            pieces, place = self._answered([("user", "a")])
+            ends = [piece[0] for piece in pieces[place:] if isinstance(piece, Mark) and piece.counted]
             self.ends |= {self.tokenizer.special(mark) for mark in ends}
         except ValueError:
             # A template that cannot be used hinders conversations alone; `apply` tells why.
@@ -71,15 +71,23 @@ class Spelling:
         Raises:
             ValueError: there is no template, or it does not allow such turns.
         """
+        from lg.data.marked import Marked
+
+        pieces, place = self._answered(turns)
+        ids, _ = Marked.of("prompt", pieces[:place]).encoded(self.tokenizer)
+        return [int(one) for one in ids]
+
+    def _answered(self, turns: Sequence[tuple[str, str]]) -> tuple[list[Plain | Mark], int]:
+        """A conversation with an answer behind it, in pieces, and the number of the piece that is the answer."""
         if self.template is None:
             raise ValueError("the model has no chat template; one in tokenizer_config.json is needed")
-        from lg.data.marked import Marked, Plain
         from lg.data.templates import ANSWERING, Message
 
-        pieces = self.template.render([*(Message(*turn) for turn in turns), Message(ANSWERING, "answer")])
-        last = max(place for place, piece in enumerate(pieces) if isinstance(piece, Plain) and piece.counted)
-        ids, _ = Marked.of("prompt", pieces[:last]).encoded(self.tokenizer)
-        return [int(one) for one in ids]
+        pieces = self.template.render([*(Message(*turn) for turn in turns), Message(ANSWERING, _ANSWER)])
+        for place in reversed(range(len(pieces))):
+            if pieces[place][0] == _ANSWER:
+                return pieces, place
+        raise ValueError("the model's chat template leaves out what is answered")
 
 
 @dataclass(frozen=True)
@@ -102,14 +110,7 @@ class Opened:
         Raises:
             ValueError: if no tokenizer was found, or it has ids that the model has not.
         """
-        if self.spelling is None:
-            raise ValueError(f"--tokenizer: needed; none was found beside {path!r}")
-        size, known = self.spelling.tokenizer.vocab_size, self.decoder.config.vocab_size
-        if size > known:
-            raise ValueError(
-                f"--tokenizer: it has ids up to {size - 1}, and the model 0 to {known - 1}; another tokenizer is needed"
-            )
-        return self.spelling
+        return speaking(self.spelling, path, self.decoder.config.vocab_size)
 
 
 def opened(path: str, tokenizer: str | None, dtype: torch.dtype, device: torch.device) -> Opened:
@@ -117,70 +118,84 @@ def opened(path: str, tokenizer: str | None, dtype: torch.dtype, device: torch.d
 
     Args:
         path: a checkpoint, a folder of transformers or a GGUF file.
-        tokenizer: a tokenizer.json, or a folder that has one; by default that of the model, or of the checkpoint's run.
+        tokenizer: as `spelled`.
         dtype: of the weights.
         device: where they lie.
 
     Raises:
         ValueError: naming the option that is at fault.
     """
-    from lg.cli.tokenizer_files import named, of_gguf, of_run
-
     given = Path(path).expanduser()
     if not given.exists():
         raise ValueError(f"{KEY}: {path!r} does not exist; {_KINDS}")
-    is_checkpoint = (given.is_file() and given.suffix != ".gguf") or (given / ".metadata").exists()
-    # What is named is read first: it is quickly known whether it is one.
-    own = None if tokenizer is None else named(tokenizer)
-    if is_checkpoint:
-        decoder, found = _of_checkpoint(given, dtype, device), own or of_run(given)
-        spelling = _spelling(found, None) if found else _bytes_of_run(given)
-        return Opened(decoder, None, spelling)
-    if own is None:
-        own = of_gguf(given) if given.is_file() else named(path) if (given / "tokenizer.json").is_file() else None
+    if tokenizer is not None:
+        # It is quickly known whether it is one.
+        spelled(path, tokenizer, None)
+    if is_checkpoint(given):
+        return Opened(checkpoint_as(KEY, given, dtype, device), None, spelled(path, tokenizer, None))
     said, decoder = decoder_as(KEY, given, dtype, device)
-    return Opened(decoder, said.longest, None if own is None else _spelling(own, said.marks))
+    return Opened(decoder, said.longest, spelled(path, tokenizer, said.marks))
 
 
-def _of_checkpoint(path: Path, dtype: torch.dtype, device: torch.device) -> Decoder:
-    import torch
+def spelled(path: str, tokenizer: str | None, marks: Any) -> Spelling | None:
+    """What text is to a model; None if no tokenizer is found.
 
-    from lg.attention import Pattern
-    from lg.models.decoder import Decoder
-    from lg.models.hybrid import HybridLM
+    Args:
+        path: the model's.
+        tokenizer: a tokenizer.json, a folder that has one, or "bytes"; by default that of the model, or of the
+            checkpoint's run.
+        marks: special tokens by the keys of the model's config.json; None of a checkpoint.
 
-    try:
-        if path.is_file():
-            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # whatever damage makes of pickled and packed bytes
-        raise ValueError(f"{KEY}: {path.name!r} cannot be read: {first_line(error)}; {_KINDS}") from error
-    try:
-        module = HybridLM.from_checkpoint(str(path))
-    except ValueError as error:
-        raise ValueError(f"{KEY}: {error}") from error
-    if module.adapter is None:
-        return module.model.to(device, dtype).eval()
-    sees = [module.patterns[name] for name in module.evaluated_schedule]
-    decoder = Decoder(module.decoder_config, [one for one in sees if isinstance(one, Pattern)])
-    decoder.load_state_dict(module.plain_weights)
-    return decoder.to(device, dtype).eval()
+    Raises:
+        ValueError: if the one that is named is none, or the model's cannot be read.
+    """
+    from lg.cli.tokenizer_files import named, of_model
+
+    given = Path(path).expanduser()
+    if tokenizer == "bytes":
+        return _of_bytes()
+    found = of_model(given) if tokenizer is None else named(tokenizer)
+    if found is not None:
+        return _spelling(found, marks)
+    return _of_bytes() if is_checkpoint(given) and _run_reads_bytes(given) else None
 
 
-def _bytes_of_run(checkpoint: Path) -> Spelling | None:
-    """Bytes, if the run that wrote a checkpoint was trained on them."""
-    import yaml
+def speaking(found: Spelling | None, path: str, vocab_size: int) -> Spelling:
+    """What text is to a model that was read from ``path`` and knows so many tokens.
 
+    Raises:
+        ValueError: if no tokenizer was found, or it has ids that the model has not.
+    """
+    if found is None:
+        raise ValueError(f"--tokenizer: needed; none was found beside {path!r}")
+    size = found.tokenizer.vocab_size
+    if size > vocab_size:
+        raise ValueError(
+            f"--tokenizer: it has ids up to {size - 1}, and the model 0 to {vocab_size - 1}; another tokenizer is "
+            "needed"
+        )
+    return found
+
+
+def _of_bytes() -> Spelling:
     from lg.data import Bytes
 
-    for folder in checkpoint.absolute().parents[:2]:
-        if (folder / "config.yaml").is_file():
-            told = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
-            args = (told.get("data") or {}).get("init_args") or {}
-            # Null stands for them, where data have a tokenizer.
-            kind = (args.get("tokenizer") or {"class_path": "Bytes"}) if "tokenizer" in args else {}
-            are_bytes = str(kind.get("class_path")).rpartition(".")[2] == "Bytes"
-            return Spelling(Bytes(), frozenset({Bytes().end})) if are_bytes else None
-    return None
+    return Spelling(Bytes(), frozenset({Bytes().end}))
+
+
+def _run_reads_bytes(checkpoint: Path) -> bool:
+    """Whether the run that wrote a checkpoint was trained on bytes."""
+    import yaml
+
+    from lg.cli.tokenizer_files import config_above
+
+    config = config_above(checkpoint)
+    if config is None:
+        return False
+    args = (yaml.safe_load(config.read_text(encoding="utf-8")).get("data") or {}).get("init_args") or {}
+    # Null stands for them, where data have a tokenizer.
+    kind = (args.get("tokenizer") or {"class_path": "Bytes"}) if "tokenizer" in args else {}
+    return str(kind.get("class_path")).rpartition(".")[2] == "Bytes"
 
 
 def _spelling(found: Found, marks: Any) -> Spelling:
@@ -259,19 +274,3 @@ def _object(file: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return told if isinstance(told, dict) else {}
-
-
-def free_memory(device: torch.device) -> int:
-    """Bytes that are free on a device, about."""
-    import torch
-
-    from lg.models.running import host_memory
-
-    if device.type == "cuda":
-        return int(torch.cuda.mem_get_info(device)[0])
-    try:
-        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-        free = int(told["MemAvailable"].split()[0]) * 1024
-    except (OSError, KeyError, ValueError):
-        return host_memory()
-    return min(free, host_memory())

@@ -40,6 +40,9 @@ def table(model: HybridLM, planned: Planned, choices: Sequence[Choice], best: Ch
 def _head(model: HybridLM, planned: Planned, name: str) -> list[str]:
     how, config = planned.run, planned.config
     strategy = f"HybridStrategy, {how.context} sharing a sequence" if how.sharded else "no sharding"
+    if how.weights_in_host:
+        away = planned.choice(Memory()).footprint.host
+        strategy += f", weights and optimizer in the host's memory ({_gib(away)} GiB a device)"
     step = f", {how.num_batches} batches a step" if how.num_batches > 1 else ""
     lines = [
         f"{model.name}: {written(model.schedule)}",

@@ -7,6 +7,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from lg.cli.written import first_line
+
 if TYPE_CHECKING:
     import torch
 
@@ -39,6 +41,47 @@ def decoder_as(key: str, path: str | Path, dtype: torch.dtype, device: torch.dev
     found = open_as(key, path)
     with _of(key):
         return found, found.decoder(dtype=dtype, device=device).eval()
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether what lies there would be a checkpoint of lg's own: a file, or a folder of many."""
+    return (path.is_file() and path.suffix != ".gguf") or (path / ".metadata").exists()
+
+
+def checkpoint_as(key: str, path: Path, dtype: torch.dtype, device: torch.device) -> Decoder:
+    """The model of a checkpoint as it is validated: layers see what they do in eval mode, and an adapter is merged.
+
+    Args:
+        key: the argument that named it.
+        path: the checkpoint, a file.
+        dtype: of the weights.
+        device: where they lie.
+
+    Raises:
+        ValueError: if it cannot be read, or is none, of the argument.
+    """
+    import torch
+
+    from lg.models.decoder import Decoder
+    from lg.models.hybrid import HybridLM
+
+    try:
+        if path.is_file():
+            torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except Exception as error:  # whatever damage makes of pickled and packed bytes
+        raise ValueError(
+            f"{key}: {path.name!r} cannot be read: {first_line(error)}; a checkpoint, a folder of transformers or a "
+            "GGUF file is needed"
+        ) from error
+    try:
+        module = HybridLM.from_checkpoint(str(path))
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}") from error
+    if module.adapter is None:
+        return module.model.to(device, dtype).eval()
+    decoder = Decoder(module.decoder_config, [module.patterns[name] for name in module.evaluated_schedule])
+    decoder.load_state_dict(module.plain_weights)
+    return decoder.to(device, dtype).eval()
 
 
 @contextmanager

@@ -32,7 +32,7 @@ measures that train, asked for by name only; the weights are put back:
 
 options, with what they are on a GPU and on a CPU:
   --data A,B         stdlib: texts, each a name of `lg data list`, a folder of text files, or a .jsonl file
-  --tokenizer PATH   the model's own: a tokenizer.json, a folder that has one, or "bytes"
+  --tokenizer PATH   the model's own, or that of its run: a tokenizer.json, a folder that has one, or "bytes"
   --measures A,B     mass,gates,needle,context
   --length N         8K, or what the model was made for; 1K: tokens of a text
   --window N         an eighth of the length: keys that a restricted layer sees, besides

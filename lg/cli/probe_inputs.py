@@ -8,7 +8,6 @@ from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -16,9 +15,9 @@ import torch
 from lg.attention import SinkWindow
 from lg.cli.bench import device_named, number
 from lg.cli.lengths import tokens_in
+from lg.cli.opened import speaking, spelled
 from lg.cli.pretrained_part import decoder_as
-from lg.cli.tokenizer_files import Found, named, of_gguf, of_run
-from lg.data import Bytes, Fetched, Folder, Jsonl, Source, Stdlib, Tokenizer, TokenizerFile
+from lg.data import Fetched, Folder, Jsonl, Source, Stdlib, Tokenizer
 from lg.evaluation.probe import pieces
 from lg.evaluation.probe.sight import attentions
 from lg.models.decoder import Decoder
@@ -133,39 +132,7 @@ def read_tokenizer(given: str | None, model: str, vocab_size: int) -> Tokenizer:
     Raises:
         ValueError: if there is none, or it has more tokens than the model.
     """
-    tokenizer = _tokenizer(given, model)
-    if tokenizer.vocab_size > vocab_size:
-        raise ValueError(
-            f"--tokenizer: {given or model!r} has {tokenizer.vocab_size} tokens, and the model knows {vocab_size}; "
-            "the model's own is needed"
-        )
-    return tokenizer
-
-
-def _tokenizer(given: str | None, model: str) -> Tokenizer:
-    if given == "bytes":
-        return Bytes()
-    path = Path(model).expanduser()
-    try:
-        if given:
-            found: Found | None = named(given)
-        elif path.is_dir():
-            found = named(model)
-        else:
-            found = of_run(path) if path.suffix == ".ckpt" else of_gguf(path)
-    except ValueError as error:
-        if given:
-            raise
-        raise ValueError(f"--tokenizer: needed, since {model!r} brings none that can be read: {error}") from error
-    file = None if found is None else found.files.get("tokenizer.json")
-    if file is None:
-        raise ValueError(f"--tokenizer: needed, since {model!r} brings no tokenizer.json; or bytes")
-    if isinstance(file, Path):
-        return TokenizerFile(str(file))
-    with TemporaryDirectory() as folder:
-        written = Path(folder, "tokenizer.json")
-        written.write_text(file, encoding="utf-8")
-        return TokenizerFile(str(written))
+    return speaking(spelled(model, given, None), model, vocab_size).tokenizer
 
 
 def read_texts(

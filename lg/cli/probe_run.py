@@ -40,6 +40,7 @@ from lg.evaluation.probe import (
     candidates,
     rungs,
 )
+from lg.evaluation.probe.sight import attentions
 
 _WAYS = ("one_out", "one_in", "greedy")
 # What a word of --measures stands for.
@@ -78,6 +79,13 @@ def probed(options: Namespace, line: ProgressLine) -> None:
     line.show(f"reading {Path(options.model).name}")
     device, *others = devices_named(options.devices, options.device)
     decoder, longest = read_model(options.model, device)
+    sees = [mixer.pattern for mixer in attentions(decoder)]
+    if by_heads and len(set(sees)) > 1:
+        told = ", ".join(dict.fromkeys(map(str, sees)))
+        raise ValueError(
+            f"--full_heads: {options.full_heads} is not allowed; layers of the model see different keys ({told}), and "
+            "full heads would all see the same"
+        )
     learning_rate = _rate(options.adapt_rate)
     counts = _counts(options, decoder.config.num_layers, decoder.config.num_kv_heads)
     length, local = sizes(options, decoder, longest)
@@ -108,19 +116,19 @@ def probed(options: Namespace, line: ProgressLine) -> None:
         print(f"{name}: {why}\n")
     if not found.measures:
         raise ValueError(f"--measures: {options.measures!r} ranks no layer of this model, for the reasons above")
-    told = {
+    content = {
         "lg_probe": 1, "num_layers": decoder.config.num_layers, "num_kv_heads": decoder.config.num_kv_heads,
         "local": str(local), "settings": settings, "measures": found.measures, "refused": found.refused,
     }  # fmt: skip
     _draw(out.with_suffix(".png"), found.measures, f"{Path(options.model).name}, {length:,} tokens, {local}")
-    write(out, f"{json.dumps(told, indent=1)}\n".encode(), "--out")
+    write(out, f"{json.dumps(content, indent=1)}\n".encode(), "--out")
     kept.path.unlink(missing_ok=True)
     print(table(found.measures))
     print(f"\nwritten  {out}, {out.with_suffix('.png')}\n")
     if by_heads and set(OF_HEADS) & set(found.measures):
-        print(heads(found.measures, counts["full_heads"], local))
+        print(heads(found.measures, counts["full_heads"], local, sees[0]))
     else:
-        print(schedule(found.measures, counts["full_layers"], out, local, decoder.config.num_layers))
+        print(schedule(found.measures, counts["full_layers"], out, local, sees))
 
 
 def _counts(options: Namespace, num_layers: int, num_kv_heads: int) -> dict[str, int]:

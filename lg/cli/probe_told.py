@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from lg.attention import Causal, SinkWindow
+import lg.attention
+from lg.attention import Pattern, SinkWindow
 from lg.attention.schedule import written
 from lg.evaluation.probe import per_head
 from lg.models.checkpoint import plain
@@ -46,25 +47,48 @@ def table(measures: Measures) -> str:
     return "\n".join(lines)
 
 
-def schedule(measures: Measures, num_full: int, out: Path, local: SinkWindow, num_layers: int) -> str:
-    """Lines of YAML, by the measure that looks at most."""
+def schedule(measures: Measures, num_full: int, out: Path, local: SinkWindow, sees: Sequence[Pattern]) -> str:
+    """Lines of YAML, by the measure that looks at most.
+
+    Args:
+        measures: what was found.
+        num_full: layers that are not local.
+        out: the file of scores.
+        local: what a restricted layer sees.
+        sees: what each layer of the model sees, which is what a full one goes on to see.
+    """
     measure = next((name for name in _PREFERRED if name in measures), next(iter(measures)))
     sets = measures[measure]["sets"]
     num_full = min(num_full, len(sets))
     chosen = sets[num_full - 1]
-    schedule = written(["full" if layer in chosen else "local" for layer in range(num_layers)])
+    kinds = list(dict.fromkeys(sees[layer] for layer in chosen))
+    called = {pattern: "full" if number == 1 else f"full_{number}" for number, pattern in enumerate(kinds, 1)}
+    schedule = written([called[pattern] if layer in chosen else "local" for layer, pattern in enumerate(sees)])
+    patterns = "".join(f"      {name}: {_flow(pattern)}\n" for pattern, name in called.items())
+    lines = f"model:\n  init_args:\n    patterns:\n{patterns}      local: {_flow(local)}\n"
+    if len(kinds) > 1:
+        return f"{lines}    schedule: {schedule}  # what layers of this model see differs, so not by Measured"
     return (
-        "model:\n  init_args:\n    patterns:\n      full: {class_path: Causal}\n"
-        f"      local: {{class_path: SinkWindow, init_args: {{window: {local.window}, sinks: {local.sinks}}}}}\n"
-        "    schedule:\n      class_path: Measured\n"
+        f"{lines}    schedule:\n      class_path: Measured\n"
         f"      init_args: {{scores: {json.dumps(str(out))}, full_layers: {num_full}, measure: {measure}}}\n"
         f"    # the same, written out: {schedule}"
     )
 
 
-def heads(measures: Measures, num_full: int, local: SinkWindow) -> str:
-    """Patterns and schedule with full KV heads, as YAML."""
+def _flow(pattern: Pattern) -> str:
+    """A pattern as YAML, in one line."""
+    told = plain(it=pattern)["it"]
+    if getattr(lg.attention, type(pattern).__name__, None) is type(pattern):
+        told["class_path"] = type(pattern).__name__
+    if not told["init_args"]:
+        del told["init_args"]
+    text: str = yaml.safe_dump(told, sort_keys=False, default_flow_style=True, width=math.inf)
+    return text.rstrip()
+
+
+def heads(measures: Measures, num_full: int, local: SinkWindow, full: Pattern) -> str:
+    """Patterns and schedule with KV heads that see ``full``, as YAML."""
     measure = next(name for name in OF_HEADS if name in measures)
-    plan = per_head(measures[measure]["heads"], num_full, Causal(), local)
+    plan = per_head(measures[measure]["heads"], num_full, full, local)
     told = {"model": {"init_args": {"patterns": plain(**plan.patterns), "schedule": plan.schedule}}}
     return yaml.safe_dump(told, sort_keys=False, width=math.inf).rstrip()

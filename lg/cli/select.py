@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from lg.cli.lengths import tokens_in
-from lg.cli.pretrained_part import decoder_as
+from lg.cli.pretrained_part import checkpoint_as, decoder_as
 from lg.cli.progress import ProgressLine, progress
 from lg.cli.written import file_for
 
@@ -142,13 +142,11 @@ def _decoder(path: str, key: str, device: torch.device) -> Decoder:
     """The model at a path, on the device; on a GPU in bfloat16."""
     import torch
 
-    from lg.models.hybrid import HybridLM
-
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     if Path(path).suffix == ".ckpt":
         if not Path(path).exists():
             raise ValueError(f"{key}: {path!r} does not exist")
-        return HybridLM.from_checkpoint(path).model.to(device, dtype)
+        return checkpoint_as(key, Path(path), dtype, device)
     return decoder_as(key, path, dtype, device)[1]
 
 

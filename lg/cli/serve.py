@@ -11,7 +11,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lg.cli.kept_as import SHARE, check, dtype_of, formats_of
+from lg.cli.kept_as import check, compile_on, dtype_of, formats_of
 from lg.cli.lengths import tokens_in
 from lg.cli.progress import ProgressLine
 
@@ -41,10 +41,12 @@ options:
   --chunk N          tokens of a step (2048)
   --max-body SIZE    of a request (16MiB)
   --grace S          seconds that requests get to finish when the server ends (30)
-  --tokenizer PATH   a tokenizer.json, or a folder that has one; by default that of the model, or of its run
+  --tokenizer PATH   a tokenizer.json, a folder that has one, or "bytes"; by default that of the model, or of its
+                     run
   --dtype NAME       of the weights: bfloat16 on a GPU, else float32; or float16
   --kv NAME          of keys and values: auto, as the weights; or float32, bfloat16, float16, int8, int4
   --device NAME      cuda if there is one, else cpu
+  --compile          on a GPU: tokens are written faster, after tens of seconds in the first requests
 """
 
 _UNITS = {"": 1, "KiB": 2**10, "MiB": 2**20, "GiB": 2**30, "TiB": 2**40}
@@ -81,8 +83,11 @@ def run(args: list[str]) -> None:
     with _listener(options.host, options.port) as listener:
         try:
             device = device_named(options.device)
+            compile_it = compile_on(device) if options.compile else None
             line.show(f"reading {Path(options.model).name}")
             model = opened(options.model, options.tokenizer, dtype_of(options.dtype, device), device)
+            if compile_it:
+                compile_it(model.decoder)
             spelling = model.speaking(options.model)
             scheduler = _scheduler(model, options)
         except KeyboardInterrupt:
@@ -119,6 +124,7 @@ def _options(words: list[str]) -> Namespace:
     parser.add_argument("--grace", type=float, default=30.0)
     parser.add_argument("--max-body", default="16MiB")
     parser.add_argument("--kv", default="auto")
+    parser.add_argument("--compile", action="store_true")
     options = parser.parse_args(words)
     if options.model is None:
         raise ValueError("--model: needed; a checkpoint, a folder of transformers or a GGUF file")
@@ -205,9 +211,8 @@ def _scheduler(model: Opened, options: Namespace) -> Scheduler:
     Raises:
         ValueError: if there is no room for one request.
     """
-    from lg.cli.opened import free_memory
     from lg.inference import Runner, Scheduler
-    from lg.inference.room import longest, room_bytes
+    from lg.inference.room import SHARE, free_memory, longest, room_bytes
 
     decoder = model.decoder
     length = options.max_length or min(model.longest or _USUAL_LENGTH, _USUAL_LENGTH)

@@ -15,6 +15,7 @@ from typing import Any
 from lg.cli.configuration import load
 from lg.cli.trouble import Refused
 from lg.cli.written import write
+from lg.models.checkpoint import differences
 
 _MARK = "stage.json"
 # With these, each run has a folder of its own, in a folder of the logger's name.
@@ -129,23 +130,13 @@ def check_same_data(folder: Path, now: Mapping[str, Any], key: str) -> None:
     file = next(iter(sorted(folder.rglob("config.yaml"))), None)
     if file is None:
         return
-    before, after = (dict(_flat(data)) for data in (load(file).get("data"), now))
-    names = [name for name in dict.fromkeys([*before, *after]) if name.rpartition(".")[2] not in _FREE]
     changed = [
-        f"data.{name} was {before.get(name)!r}, is {after.get(name)!r}"
-        for name in names
-        if before.get(name) != after.get(name)
+        f"data.{name} was {before!r}, is {after!r}"
+        for name, before, after in differences(load(file).get("data") or {}, now)
+        if name.rpartition(".")[2] not in _FREE
     ]
     if changed:
         raise Refused(f"{key}: the stage {folder.name!r} cannot be gone on with: {'; '.join(changed)}")
-
-
-def _flat(node: Any, place: str = "") -> Iterable[tuple[str, Any]]:
-    if not isinstance(node, Mapping) or not node:
-        yield place, node
-        return
-    for name, value in node.items():
-        yield from _flat(value, f"{place}.{name}" if place else str(name))
 
 
 def _number(run: Path) -> int:

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
+from lg.cli.pretrained_part import is_checkpoint
+
 _FILES = (
     "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "chat_template.jinja",
     "vocab.json", "merges.txt", "tokenizer.model", "generation_config.json",
@@ -46,15 +48,30 @@ def named(path: str, option: str = "--tokenizer") -> Found:
     return found
 
 
+def of_model(path: Path) -> Found | None:
+    """The tokenizer that a model brings: a checkpoint's is that of its run; None if there is none.
+
+    Raises:
+        ValueError: if a GGUF file has one of a kind that is not known.
+    """
+    if is_checkpoint(path):
+        return of_run(path)
+    return of_gguf(path) if path.is_file() else _of_folder(path)
+
+
 def of_run(checkpoint: Path) -> Found | None:
     """The tokenizer of the run that wrote a checkpoint, by the configuration that lies above it.
 
     That of the pretrained model, if there still is one; else that of the data, if it is a file.
     """
-    for folder in checkpoint.absolute().parents[:2]:
-        if (folder / "config.yaml").is_file():
-            return _configured(folder / "config.yaml")
-    return None
+    config = config_above(checkpoint)
+    return None if config is None else _configured(config)
+
+
+def config_above(checkpoint: Path) -> Path | None:
+    """The configuration of the run that wrote a checkpoint; None if it is not there any more."""
+    files = (folder / "config.yaml" for folder in checkpoint.absolute().parents[:2])
+    return next((file for file in files if file.is_file()), None)
 
 
 def of_gguf(path: Path) -> Found:
@@ -109,8 +126,10 @@ def _configured(config: Path) -> Found | None:
     pretrained = _at(told, "model", "init_args", "pretrained")
     if isinstance(pretrained, str):
         path = Path(pretrained).expanduser()
+        # A run may have begun with its own checkpoint.
+        is_own = is_checkpoint(path) and config_above(path) == config
         try:
-            found = _of_folder(path) if path.is_dir() else of_gguf(path) if path.is_file() else None
+            found = None if is_own else of_model(path)
         except ValueError:
             found = None
         if found is not None:

@@ -49,7 +49,12 @@ def training(unread: Config, devices: str, context: str, precision: str) -> Trai
     batches = _number(trainer.get("accumulate_grad_batches", 1), "trainer.accumulate_grad_batches")
     # In a mixed precision one device alone would train with autocast, which keeps other activations.
     sharded = strategy == _STRATEGY or num_devices * nodes > 1 or name == "bf16-mixed"
-    return Training(num_devices * nodes, context_size, replicas, name, batches, sharded)
+    in_host = arguments.get("offload_weights", False)
+    if not isinstance(in_host, bool):
+        raise Refused(
+            f"trainer.strategy.init_args.offload_weights: {in_host!r} is not allowed; it must be true or false"
+        )
+    return Training(num_devices * nodes, context_size, replicas, name, batches, sharded, in_host)
 
 
 def _strategy(told: Any) -> tuple[str, Mapping[str, Any]]:

@@ -34,7 +34,11 @@ _NO_MEMORY = re.compile(
     r"|array is too big|Maximum allowed dimension exceeded|Overflow when unpacking long|int too (big|large) to convert"
 )
 # What names a key already.
-_KEY = re.compile(r"\b(model|data|trainer)\.\w|^ckpt_path|^stages|^LG_CACHE")
+_KEY = re.compile(
+    r"\b(model|data|trainer)\.\w|^ckpt_path|^stages|^LG_CACHE"
+    # Options of `lg predict`.
+    r"|^(out|prompt_tokens|num_documents|prefix|stop): "
+)
 
 
 class Refused(ValueError):
@@ -65,7 +69,7 @@ def refusals_told(given: Config) -> Iterator[None]:
 def troubles_told(given: Config, trainer: Trainer | None = None) -> Iterator[None]:
     """Around a run: a disk or memory that is full, a checkpoint that does not fit, and what is refused only now.
 
-    Of several ranks, each that has failed tells so. What all notice, as a rank that is gone, one of them tells.
+    Of several ranks the first that has failed tells so. What all notice, as a rank that is gone, one of them tells.
 
     Args:
         given: what the user wrote, as one tree.
@@ -85,6 +89,10 @@ def troubles_told(given: Config, trainer: Trainer | None = None) -> Iterator[Non
         if parallel is not None:
             if isinstance(told, Refused) and not parallel.is_speaker and _is_everywhere(error):
                 told = SystemExit(2)
+            elif isinstance(told, Refused) and not parallel.is_first_to_tell():
+                told = SystemExit(2)
+                # Until the one that was first has spoken, before it is ended.
+                time.sleep(GRACE_S / 2)
             parallel.told()
         if told is error:
             raise
@@ -111,7 +119,9 @@ def _told(
         return Refused(
             "data.init_args.row_length, data.init_args.batch_size, model.init_args.decoder: memory cannot hold "
             f"what they ask for ({said[:200]}){_where(trainer, parallel)}; smaller numbers are needed, or "
-            f"model.init_args.memory, of which `lg plan` tells what it saves{_advice(trainer)}"
+            "model.init_args.memory, of which `lg plan` tells what it saves, or more devices that share a sequence "
+            "(context_parallel_size of trainer.strategy: HybridStrategy), or, where weights and optimizer fill it, "
+            f"its offload_weights{_advice(trainer)}"
         )
     if isinstance(error, OSError) or "embedded null" in said:  # a path that no file can have
         file = getattr(error, "filename", None)

@@ -7,6 +7,8 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import LightningDataModule
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from lg.data.cache import cached
 from lg.data.corpus import Corpus
@@ -23,6 +25,7 @@ from lg.data.shards import data_axis, of_every_rank
 from lg.data.source import Part, Source
 from lg.data.stream import Stream, held_out_documents
 from lg.data.tokenizer import Bytes, Tokenizer
+from lg.data.whole import WholeDocuments
 
 _log = logging.getLogger(__name__)
 
@@ -333,6 +336,17 @@ class TextData(LightningDataModule):
         ]
         return RowBatches(rows.reader, Recipes(rows, numbers), self.num_workers)
 
+    def predict_dataloader(self) -> DataLoader[Tensor]:
+        """Held-out documents, whole, as lists of int64 [L]; which, and how many at once, the model's `write_on` says.
+
+        Raises:
+            ValueError: none is longer than the prompts that it asks for.
+        """
+        asked = getattr(getattr(self.trainer, "lightning_module", None), "write_on", None)
+        longer_than, most = getattr(asked, "prompt_tokens", 0), getattr(asked, "num_documents", None)
+        documents = WholeDocuments(self.val_rows, longer_than, most)
+        return DataLoader(documents, batch_size=getattr(asked, "batch_size", self.batch_size), collate_fn=list)
+
     def on_before_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Notes that a batch is being trained on: Lightning calls this for each batch just before its step."""
         if self._train is not None and self.trainer is not None and self.trainer.training:
@@ -344,11 +358,12 @@ class TextData(LightningDataModule):
         if self._train is None or self.trainer is None:
             return {}
         state = self._train.place()
+        told = {"positions": repr(self.positions)}
         if not self.source.streamed:
-            return {"train": state}
+            return {"train": state, **told}
         num_shards, shard = data_axis(self.trainer)
         of_ranks = dict(of_every_rank(self.trainer, [shard, state]))
-        return {"shards": [of_ranks[number] for number in range(num_shards)]}
+        return {"shards": [of_ranks[number] for number in range(num_shards)], **told}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Goes on from where the checkpoint was saved.
@@ -356,6 +371,13 @@ class TextData(LightningDataModule):
         Raises:
             ValueError: the checkpoint is of a stream that another number of ranks read.
         """
+        before, now = state_dict.get("positions"), repr(self.positions)
+        if before not in (None, now):
+            _log.warning(
+                "data.init_args.positions: the checkpoint was trained with %s, and training goes on with %s",
+                before,
+                now,
+            )
         state = state_dict.get("train")
         if "shards" in state_dict:
             num_shards, shard = data_axis(self.trainer)

@@ -22,6 +22,8 @@ ANSWERING = "assistant"
 _KEY = f"{KEY}.init_args.template"
 _CONFIG, _TEMPLATE, _TOKENIZER = "tokenizer_config.json", "chat_template.jinja", "tokenizer.json"
 _HIDDEN = re.compile("\ue000(\\d+)\ue001")  # stands for what a message says while a template is filled in
+_BEGINS, _ENDS = "\ue002", "\ue003"  # stand around what the tag `generation` does
+_GENERATION = re.compile(r"(\{%[-+]?\s*)(end)?generation(\s*[-+]?%\})")
 
 
 class Message(NamedTuple):
@@ -98,6 +100,9 @@ class Jinja(Template):
     template that changes them in another way than to take white space from their ends is refused. It is run in jinja2's
     sandbox.
 
+    Targets are the answers and the tokens that end them; but of a template that says itself what the model writes, by
+    transformers' ``{% generation %}``, exactly what is between that and ``{% endgeneration %}``.
+
     Args:
         path: the folder; ``~`` is understood.
 
@@ -121,6 +126,8 @@ class Jinja(Template):
         return fingerprint_of(iter([template.encode(), *(mark.encode() for mark in marks), repr(names).encode()]))
 
     def _parted(self, outline: str, contents: Sequence[str], messages: Sequence[Message]) -> list[Plain | Mark]:
+        if _GENERATION.search(self._read[0]):
+            return self._generated(outline, contents)
         pieces: list[Plain | Mark] = []
         answer = False  # until its end
         for place, text in enumerate(_HIDDEN.split(outline)):
@@ -128,14 +135,32 @@ class Jinja(Template):
                 answer = messages[int(text)].role == ANSWERING
                 pieces.append(Plain(contents[int(text)], answer))
                 continue
-            for number, between in enumerate(self._marks.split(text) if self._read[1] else [text]):
-                if number % 2:
-                    pieces.append(Mark(between, answer))
+            for piece in self._around(text):
+                if isinstance(piece, Mark):
+                    pieces.append(Mark(piece.token, answer))
                     answer = False
-                elif between:
-                    answer = answer and between.isspace()
-                    pieces.append(Plain(between, answer))
+                else:
+                    answer = answer and piece.text.isspace()
+                    pieces.append(Plain(piece.text, answer))
         return pieces
+
+    def _generated(self, outline: str, contents: Sequence[str]) -> list[Plain | Mark]:
+        pieces: list[Plain | Mark] = []
+        depth = 0  # of signs around
+        for place, text in enumerate(_HIDDEN.split(outline)):
+            if place % 2:
+                pieces.append(Plain(contents[int(text)], depth > 0))
+                continue
+            for between in re.split(f"([{_BEGINS}{_ENDS}])", text):
+                depth += (between == _BEGINS) - (between == _ENDS)
+                if between not in (_BEGINS, _ENDS):
+                    pieces += [piece._replace(counted=depth > 0) for piece in self._around(between)]
+        return pieces
+
+    def _around(self, text: str) -> list[Plain | Mark]:
+        """The pieces of what a template puts between messages."""
+        split = enumerate(self._marks.split(text) if self._read[1] else [text])
+        return [Mark(piece) if number % 2 else Plain(piece) for number, piece in split if piece]
 
     def _filled(self, messages: Sequence[Message]) -> str:
         import jinja2
@@ -162,9 +187,10 @@ class Jinja(Template):
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
         environment.filters["tojson"] = _json
+        environment.filters["generated"] = lambda text: f"{_BEGINS}{text}{_ENDS}"
         environment.globals["raise_exception"] = _raised
         try:
-            return environment.from_string(self._read[0])
+            return environment.from_string(_GENERATION.sub(_as_filter, self._read[0]))
         except jinja2.TemplateError as error:
             raise ValueError(f"{_KEY}.init_args.path: the template in {self.path!r} is none: {error}") from error
 
@@ -217,6 +243,11 @@ def _values(config: dict[str, Any], name: str) -> list[dict[str, Any]]:
 
 def _json(value: object, ensure_ascii: bool = False, indent: int | None = None) -> str:
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent)
+
+
+def _as_filter(tag: re.Match[str]) -> str:
+    """The tag `generation`, or its end, as a block that jinja2 has."""
+    return f"{tag[1]}{'endfilter' if tag[2] else 'filter generated'}{tag[3]}"
 
 
 def _raised(message: str) -> None:

@@ -20,14 +20,10 @@ from dataclasses import dataclass
 import torch
 
 from lg.attention import Pattern
-from lg.inference.formats import Format
 from lg.inference.lifetime import PAGE
-from lg.inference.room import room_bytes
 from lg.inference.runner import Runner
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
-
-_MOST_SEQUENCES = 256
 
 
 @dataclass(frozen=True)
@@ -137,18 +133,6 @@ def decode(runner: Runner, length: int, batch: int, steps: int, warm_up: int = 3
     for slot in slots:
         runner.cache.close(slot)
     return seconds, bound
-
-
-def largest_batch(decoder: Decoder, length: int, formats: tuple[Format, Format], num_bytes: int) -> int:
-    """How many sequences of some length have room in so many bytes, up to 256; 0 if none has."""
-    low, high = 0, _MOST_SEQUENCES
-    while low < high:
-        middle = (low + high + 1) // 2
-        if room_bytes(decoder, length, middle, formats=formats) <= num_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _taken(runner: Runner, length: int, batch: int) -> list[int]:

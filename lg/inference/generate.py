@@ -44,6 +44,14 @@ class Written:
     text: str = ""
     finish: str = ""
 
+    def add(self, piece: Progress) -> None:
+        """Takes what is new of it."""
+        self.text += piece.text
+        if piece.event.token is not None and piece.event.logprob is not None:
+            self.tokens.append(piece.event.token)
+            self.logprobs.append(piece.event.logprob)
+        self.finish = piece.finish or self.finish
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -100,12 +108,7 @@ def generate(
     for piece in stream(
         Scheduler(runner, chunk), ids, max_new_tokens, sampling, tokenizer, stop, stop_strings, doc
     ):  # fmt: skip
-        one = written[piece.prompt]
-        one.text += piece.text
-        if piece.event.token is not None and piece.event.logprob is not None:
-            one.tokens.append(piece.event.token)
-            one.logprobs.append(piece.event.logprob)
-        one.finish = piece.finish or one.finish
+        written[piece.prompt].add(piece)
     return written
 
 

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lg.inference.cache import Cache
 from lg.inference.paged import PagedAttention
-from lg.inference.state import Piece
+from lg.inference.state import Piece, moved
 from lg.models.block import Block
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
@@ -87,7 +87,7 @@ class _Recorded:
         """Puts there what the next step reads; what is there already is let be."""
         slots, lengths = [one.slot for one in pieces], [one.first + 1 for one in pieces]
         if self._on_device != (slots, lengths):
-            self._rows.copy_(torch.tensor([slots, lengths], dtype=torch.int32))
+            self._rows.copy_(moved(torch.tensor([slots, lengths], dtype=torch.int32), self._rows.device))
         if tokens is not self.tokens:
             self.tokens.copy_(tokens)
         self._on_device = slots, [length + 1 for length in lengths]

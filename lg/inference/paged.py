@@ -5,33 +5,20 @@ Shapes: N tokens of a step, H query heads, G KV heads, g KV heads of a group, D 
 
 from __future__ import annotations
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
-from lg.attention import Tiles, attend
+from lg.attention import attend
 from lg.attention.impl.triton import paged
-from lg.attention.part import GRID, Part, merged, tokens_of
-from lg.attention.tiles import Ranges, TileTable
 from lg.inference.cache import Cache, Kind
 from lg.inference.formats import Format
+from lg.inference.gather import Kept, Laid
 from lg.inference.lifetime import PAGE
-from lg.inference.pages import Group
-from lg.inference.state import Piece, State, Step
+from lg.inference.state import Piece, State, Step, moved
 from lg.inference.tables import Rows
 from lg.models.rope import rotate
-
-
-def asked(table: TileTable, length: int) -> Ranges:
-    """The keys that some query of a table may see, in whole blocks of a sequence of ``length`` tokens."""
-    change = torch.zeros(table.num_columns + 1, dtype=torch.int64)
-    for first, end in (
-        (table.run_first, table.run_first + table.run_count),
-        (table.partial_index, table.partial_index + 1),
-    ):
-        change.index_add_(0, first, torch.ones_like(first))
-        change.index_add_(0, end, -torch.ones_like(end))
-    blocks = change.cumsum(0).nonzero().squeeze(1).tolist()
-    return merged([(block * table.block_k, min((block + 1) * table.block_k, length)) for block in blocks])
 
 
 class PagedAttention(State):
@@ -65,6 +52,8 @@ class PagedAttention(State):
         kernels = self._takes(q)
         if kernels and all(piece.count == 1 for piece in step.pieces):
             return self.together(q, k, v, self._rows(step)).flatten(1)
+        if len(step.pieces) == 1 and step.pieces[0].count > 1:
+            return self._many(step.pieces[0], q, k, v, step).transpose(0, 1).flatten(1)
         out, row, alone = torch.empty_like(q), 0, []
         for piece in step.pieces:
             rows = slice(row, row + piece.count)
@@ -129,25 +118,25 @@ class PagedAttention(State):
 
     def _alone(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         """Attention of one token, q [H, 1, D]: its pages hold all that it sees, itself included."""
-        self._keep(piece, k, v)
+        self._keep(piece, k, v, step)
         out = torch.empty_like(q)
         per_kv = len(q) // len(k)
         doc = self.cache.documents(piece.slot, piece.first + 1)
         at = torch.tensor([piece.first], device=q.device)
         exact = torch.promote_types(q.dtype, torch.float32)
         for number, group in enumerate(self.kind.groups):
-            tokens = self._tokens(group, piece.slot).to(q.device)
+            logical = torch.from_numpy(group.tables[piece.slot].logical).to(q.device)
+            tokens = (logical[:, None] * PAGE + torch.arange(PAGE, device=q.device)).flatten()
             keys, values = self._read(number, piece.slot, q.dtype)
             there = tokens <= piece.first
-            heads = torch.tensor(group.heads, device=q.device)
-            of_group = (heads[:, None] * per_kv + torch.arange(per_kv, device=q.device)).flatten()
+            of_group = self._query_heads(number, per_kv)
             query = q[of_group]
             if not self.rotated:
                 keys = rotate(keys, *step.angles(tokens, piece.first + 1))
                 query = rotate(query, *step.angles(at, piece.first + 1))
             seen = group.pattern.mask(at, tokens, 0, doc.doc(group.pattern.attributes, torch.zeros_like(at))) & there
             query, keys, values = (x.to(exact) for x in (query, keys, values))
-            scores = query.view(len(heads), per_kv, -1) @ keys.transpose(1, 2) * q.shape[-1] ** -0.5
+            scores = query.view(len(keys), per_kv, -1) @ keys.transpose(1, 2) * q.shape[-1] ** -0.5
             # A token that sees nothing gathers nothing.
             weights = scores.masked_fill(~seen, -torch.inf).softmax(-1).nan_to_num()
             # What lies where nothing was written may be anything.
@@ -159,78 +148,87 @@ class PagedAttention(State):
 
     def _many(self, piece: Piece, q: Tensor, k: Tensor, v: Tensor, step: Step) -> Tensor:
         """Attention of tokens that come together, q [H, count, D]: of their own keys only those seen later are kept."""
-        out = torch.empty_like(q)
-        per_kv = len(q) // len(k)
-        end = piece.first + piece.count
-        # Whose queries begin on the grid; those before the first stand empty.
-        start = piece.first // GRID * GRID
-        if not self.rotated:
-            q = rotate(q, *step.angles(torch.arange(piece.first, end, device=q.device), end))
-        query = torch.nn.functional.pad(q, (0, 0, piece.first - start, 0))
-        for number, group in enumerate(self.kind.groups):
-            heads = torch.tensor(group.heads, device=q.device)
-            documents = self.cache.documents(piece.slot, end)
-            ranges = asked(Tiles(group.pattern, documents, len(heads), (start, end)).table(GRID, GRID), end)
-            of_group = (heads[:, None] * per_kv + torch.arange(per_kv, device=q.device)).flatten()
-            if not ranges:
-                out[of_group] = 0
-                continue
-            places = tokens_of(ranges)
-            tokens = self._tokens(group, piece.slot)
-            tokens = torch.cat((tokens.masked_fill(tokens >= piece.first, -1), torch.arange(piece.first, end)))
-            # What nobody asks for is left out; what only the empty queries ask for is not there, and stays 0.
-            at = torch.searchsorted(places, tokens).clamp(max=len(places) - 1)
-            rows = (places[at] == tokens).nonzero().squeeze(1)
-            columns, rows = at[rows].to(q.device), rows.to(q.device)
-            both = []
-            for held, own in zip(self._read(number, piece.slot, q.dtype), (k, v), strict=True):
-                laid = q.new_zeros(len(heads), len(places), q.shape[-1])
-                laid[:, columns] = torch.cat((held, own[heads]), 1)[:, rows]
-                both.append(laid)
+        laid = step.once((id(self.kind), piece, "laid"), lambda: self._laid(piece))
+        if laid.part is None:
+            out = torch.zeros_like(q)
+        else:
+            keys = laid.of(k, partial(self._lay, self.kind.keys, self.kind.formats[0]))
+            values = laid.of(v, partial(self._lay, self.kind.values, self.kind.formats[1]))
             if not self.rotated:
-                both[0] = rotate(both[0], *step.angles(places.to(q.device), end))
-            part = Part(group.pattern.tiles(documents, len(heads)), ((start, end),), ranges)
-            seen = attend(query[of_group][None], both[0][None], both[1][None], part, self.impl)
-            out[of_group] = seen[0, :, piece.first - start :]
-        self._keep(piece, k, v)
+                keys = rotate(keys, *step.angles(moved(laid.part.key_tokens, q.device), piece.end))
+                at = torch.arange(piece.first, piece.end, device=q.device)
+                q = rotate(q, *step.angles(at, piece.end))
+            if laid.before:
+                q = torch.nn.functional.pad(q, (0, 0, laid.before, 0))
+            out = attend(q[None], keys[None], values[None], laid.part, self.impl)[0, :, laid.before :]
+        self._keep(piece, k, v, step)
         return out
+
+    def _laid(self, piece: Piece) -> Laid:
+        """The keys that tokens which come together ask for; the same in all layers of the kind."""
+        documents = self.cache.documents(piece.slot, piece.end)
+        return Laid(self.kind.pattern, self.kind.groups, piece, documents, self._device)
 
     # Pages
 
-    def _tokens(self, group: Group, slot: int) -> Tensor:
-        """The tokens of a sequence's pages, those to come included: int64 [n], on the host."""
-        logical = torch.from_numpy(group.tables[slot].logical)
-        return (logical[:, None] * PAGE + torch.arange(PAGE)).flatten()
+    @property
+    def _device(self) -> torch.device:
+        return self.kind.keys[0].device
+
+    def _query_heads(self, number: int, per_kv: int) -> Tensor:
+        """The query heads of a group's KV heads: int64, on the device."""
+        heads = torch.tensor(self.kind.groups[number].heads, device=self._device)
+        return (heads[:, None] * per_kv + torch.arange(per_kv, device=self._device)).flatten()
 
     def _numbers(self, number: int, physical: Tensor) -> Tensor:
         """Pages of each head of a group: [g, n]."""
-        group = self.kind.groups[number]
-        return self.kind.base[number] + physical * len(group.heads) + torch.arange(len(group.heads))[:, None]
+        size = len(self.kind.groups[number].heads)
+        return self.kind.base[number] + physical * size + torch.arange(size, device=physical.device)[:, None]
 
     def _read(self, number: int, slot: int, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
         """Keys and values of a sequence's pages: each [g, n, D]."""
         table = self.kind.groups[number].tables[slot]
-        device = self.kind.keys[0].device
-        pages = self._numbers(number, torch.from_numpy(table.physical)).to(device)
+        pages = self._numbers(number, torch.from_numpy(table.physical)).to(self._device)
         forms: tuple[Format, Format] = self.kind.formats
         keys = forms[0].read(self.kind.keys, self.layer, pages.flatten(), dtype)
         values = forms[1].read(self.kind.values, self.layer, pages.flatten(), dtype)
         width = keys.shape[-1]
         return keys.view(len(pages), -1, width), values.view(len(pages), -1, width)
 
-    def _keep(self, piece: Piece, k: Tensor, v: Tensor) -> None:
-        """Writes the tokens whose pages are there."""
-        tokens = torch.arange(piece.first, piece.first + piece.count)
+    def _lay(self, room: tuple[Tensor, ...], form: Format, pages: Tensor, places: Tensor, out: Tensor) -> None:
+        """Reads pages of all groups, each into its place of ``out`` [G, n, D]; what lies beyond is left out."""
+        if self._moves(out):
+            paged.read(tuple(x[self.layer] for x in room), self.kind.tables.heads, pages, places, out)
+            return
         for number, group in enumerate(self.kind.groups):
-            table = group.tables[piece.slot]
-            logical, physical = torch.from_numpy(table.logical), torch.from_numpy(table.physical)
-            at = torch.searchsorted(logical, tokens // PAGE).clamp(max=max(len(logical) - 1, 0))
-            kept = logical[at] == tokens // PAGE if len(logical) else torch.zeros_like(tokens, dtype=torch.bool)
-            if not bool(kept.any()):
-                continue
-            pages = self._numbers(number, physical[at[kept]]).to(k.device)
-            places = (tokens[kept] % PAGE).to(k.device).expand_as(pages)
-            rows, heads = kept.to(k.device), torch.tensor(group.heads, device=k.device)
+            of_group = places[number] >= 0
+            numbers = self._numbers(number, pages[number, of_group].long())
+            x = form.read(room, self.layer, numbers.flatten(), out.dtype).view(len(numbers), -1, out.shape[2])
+            rows = (places[number, of_group].long()[:, None] + torch.arange(PAGE, device=out.device)).flatten()
+            within = rows < out.shape[1]
+            heads = torch.tensor(group.heads, device=out.device)
+            out[heads[:, None], rows[within]] = x[:, within]
+
+    def _keep(self, piece: Piece, k: Tensor, v: Tensor, step: Step) -> None:
+        """Writes the tokens whose pages are there."""
+        kept = step.once((id(self.kind), piece, "kept"), lambda: Kept(self.kind.groups, piece, self._device))
+        if kept.first == piece.count:
+            return
+        k, v = k[:, kept.first :], v[:, kept.first :]
+        if self._moves(k):
+            keys, values = (tuple(x[self.layer] for x in room) for room in (self.kind.keys, self.kind.values))
+            heads = self.kind.tables.heads
+            paged.write(k.transpose(0, 1), v.transpose(0, 1), keys, values, heads, kept.pages, kept.tokens)
+            return
+        for number, group in enumerate(self.kind.groups):
+            on = kept.pages[:, number] >= 0
+            pages = self._numbers(number, kept.pages[on, number].long())
+            places = (kept.tokens[on].long() % PAGE).expand_as(pages)
             for room, form, x in zip((self.kind.keys, self.kind.values), self.kind.formats, (k, v), strict=True):
-                own = x[heads][:, rows].flatten(0, 1)
+                own = x[list(group.heads)][:, on].flatten(0, 1)
                 form.write(room, self.layer, pages.flatten(), places.flatten(), own)
+
+    def _moves(self, x: Tensor) -> bool:
+        """Whether kernels move what is read and written there, whatever computes attention."""
+        asked = self.impl == "triton" or x.device.type == "cuda"
+        return asked and paged.refusal(x.dtype, self.cache.head_width, x.device) is None

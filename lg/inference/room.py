@@ -10,12 +10,19 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
+import torch
+
 from lg.inference.cache import Cache
 from lg.inference.formats import Format, Plain
 from lg.inference.runner import patterns_of
 from lg.models.decoder import Decoder
 
 _LONGEST = 2**24
+
+SHARE = 0.8
+"""Of free memory, what keys and values may take: what a step computes needs some as well."""
 
 
 def room_bytes(
@@ -52,3 +59,32 @@ def longest(decoder: Decoder, num_bytes: int, formats: tuple[Format, Format] | N
         else:
             above = middle
     return fits
+
+
+def largest_batch(
+    decoder: Decoder, length: int, formats: tuple[Format, Format] | None, num_bytes: int, most: int = 256
+) -> int:
+    """How many sequences of some length have room in so many bytes, up to ``most``; 0 if none has."""
+    low, high = 0, most
+    while low < high:
+        middle = (low + high + 1) // 2
+        if room_bytes(decoder, length, middle, formats=formats) <= num_bytes:
+            low = middle
+        else:
+            high = middle - 1
+    return low
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that are free on a device, about; what torch holds there and does not use is free."""
+    from lg.models.running import host_memory
+
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + unused
+    try:
+        told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+        free = int(told["MemAvailable"].split()[0]) * 1024
+    except (OSError, KeyError, ValueError):
+        return host_memory()
+    return min(free, host_memory())

@@ -18,6 +18,7 @@ Shapes: N tokens of a step, S sequences, V vocabulary, W model width.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from typing import cast
 
@@ -171,8 +172,9 @@ class Runner:
             out, likeliest = self._single.read(tokens, pieces)
             self.cache.end(pieces)
             return out, likeliest
-        last = torch.tensor([count for _, count in counts], device=tokens.device).cumsum(0) - 1
-        logits: Tensor = self.decoder.head(self._hidden(tokens, pieces)[last])
+        last = list(itertools.accumulate(count for _, count in counts))
+        hidden = self._hidden(tokens, pieces)
+        logits: Tensor = self.decoder.head(torch.stack([hidden[end - 1] for end in last]))
         self.cache.end(pieces)
         return logits, logits.argmax(-1)
 

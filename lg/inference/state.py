@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeVar, cast
 
+import torch
 from torch import Tensor
+
+Made = TypeVar("Made")
 
 
 @dataclass(frozen=True)
@@ -23,6 +27,11 @@ class Piece:
     first: int
     count: int
 
+    @property
+    def end(self) -> int:
+        """Tokens of the sequence after them."""
+        return self.first + self.count
+
 
 @dataclass(frozen=True)
 class Step:
@@ -35,6 +44,13 @@ class Step:
 
     pieces: Sequence[Piece]
     angles: Callable[[Tensor, int], tuple[Tensor, Tensor]]
+    _made: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, make: Callable[[], Made]) -> Made:
+        """What the first layer that asked has made; layers that ask by one key share it."""
+        if key not in self._made:
+            self._made[key] = make()
+        return cast("Made", self._made[key])
 
 
 class State(ABC):
@@ -57,3 +73,8 @@ class State(ABC):
         Returns:
             [N, features], as the mixer's ``mix``.
         """
+
+
+def moved(x: Tensor, device: torch.device) -> Tensor:
+    """What is on the host, on the device; waits for nothing that the device still does."""
+    return x.to(device) if device.type != "cuda" else x.pin_memory().to(device, non_blocking=True)

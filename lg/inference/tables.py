@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from lg.inference.pages import Group, Numbers
-from lg.inference.state import Step
+from lg.inference.state import Step, moved
 
 
 class Rows(NamedTuple):
@@ -87,7 +87,7 @@ class Tables:
             self.update(told)
             pieces = [piece for piece in step.pieces if piece.count == 1]
             on_host = torch.tensor([[one.slot for one in pieces], [one.first + 1 for one in pieces]])
-            slots, lengths = on_host.int().to(self.counts.device)
+            slots, lengths = moved(on_host.int(), self.counts.device)
             self._rows = step, self.rows_of(slots, lengths)
         return self._rows[1]
 
@@ -110,9 +110,9 @@ class Tables:
                 # A table that changes gets new lists.
                 if self._copied.get((slot, number)) is not table.physical:
                     lists = np.stack((table.logical, table.physical))
-                    self._both[:, slot, number, :count] = torch.from_numpy(lists).int().to(self._both.device)
+                    self._both[:, slot, number, :count] = moved(torch.from_numpy(lists).int(), self._both.device)
                     self._copied[slot, number] = table.physical
-        self._ends.copy_(torch.from_numpy(ends))
+        self._ends.copy_(moved(torch.from_numpy(ends), self._ends.device))
         values = [[told.get(slot, {}).get(name, 0) for slot in range(self.told.shape[1])] for name in self._attributes]
         if values:
-            self.told.copy_(torch.tensor(values))
+            self.told.copy_(moved(torch.tensor(values), self.told.device))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import lightning.pytorch as pl
 
@@ -66,13 +67,16 @@ def choose(planned: Planned) -> tuple[int, Memory, str]:
     best = taken(choices)
     limit = _gib(planned.limit)
     if best is None:
-        affordable = [choice for choice in choices if _fits_the_host(planned, choice)]
+        affordable = [choice for choice in choices if _fits_the_host(planned, choice)] or choices
         least = min(affordable, key=lambda choice: choice.footprint.peak)
         most = max(choice.longest for choice in choices)
         longest = f"the longest batch that would fit is of {most:,} tokens" if most else "no batch would fit"
+        away = replace(planned, run=replace(planned.run, weights_in_host=True))
+        if planned.run.sharded and not planned.run.weights_in_host and taken(away.choices()) is not None:
+            longest += "; trainer.strategy.init_args.offload_weights: true is predicted to make it fit"
         why = (
             f"{named(least.memory)}, which needs least, but is predicted to need {_gib(least.footprint.peak)} GiB of "
-            f"the {limit} that tensors may fill; {longest}"
+            f"the {limit} that tensors may fill{_host_beside(planned, least)}; {longest}"
         )
         return logging.WARNING, least.memory, why
     why = f"{named(best.memory)}: predicted peak {_gib(best.footprint.peak)} of the {limit} GiB that tensors may fill"
@@ -97,6 +101,12 @@ def named(memory: Memory) -> str:
 
 def _fits_the_host(planned: Planned, choice: Choice) -> bool:
     return planned.host_limit is None or choice.footprint.host <= planned.host_limit
+
+
+def _host_beside(planned: Planned, choice: Choice) -> str:
+    if planned.host_limit is None or _fits_the_host(planned, choice):
+        return ""
+    return f", and {_gib(choice.footprint.host)} of the host's memory, of which there are {_gib(planned.host_limit)}"
 
 
 def _gib(size: int) -> str:

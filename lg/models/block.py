@@ -10,7 +10,7 @@ Shapes: N tokens, W model width, H query heads, G KV heads, D head width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -236,6 +236,31 @@ def in_both_modes(training: Pattern | MixerSpec, evaluated: Pattern | MixerSpec,
     if not isinstance(training, Pattern) or not isinstance(evaluated, Pattern) or training == evaluated:
         return training
     return InTraining(training, evaluated, impl)
+
+
+def seen_in_use(
+    patterns: Mapping[str, object], names: Sequence[str], evaluated: Mapping[str, str]
+) -> tuple[Pattern, ...]:
+    """What each layer of a model sees when it is used, which is what it sees in eval mode.
+
+    Args:
+        patterns: those of the model, by name.
+        names: of each layer's pattern in training.
+        evaluated: for such names, that of the pattern in eval mode instead.
+
+    Raises:
+        ValueError: if a layer does not attend, so that no pattern says what it sees.
+    """
+    sees = []
+    for name in (evaluated.get(name, name) for name in names):
+        pattern = patterns[name]
+        if not isinstance(pattern, Pattern):
+            raise ValueError(
+                f"model.init_args.patterns.{name}: {pattern} is no pattern, and its layers do not attend; layers that "
+                "do are needed here"
+            )
+        sees.append(pattern)
+    return tuple(sees)
 
 
 def check_evaluated(evaluated: Mapping[str, str], patterns: Mapping[str, object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 FORMAT = 1
@@ -39,6 +40,20 @@ def load(checkpoint: dict[str, Any]) -> dict[str, Any]:
         )
     config: dict[str, Any] = checkpoint["lg"]["config"]
     return config
+
+
+def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[tuple[str, Any, Any]]:
+    """Where two configurations differ: keys with dots between them, and both values.
+
+    >>> list(differences({"decoder": {"width": 64, "num_layers": 2}}, {"decoder": {"width": 32, "num_layers": 2}}))
+    [('decoder.width', 64, 32)]
+    """
+    for key in {**before, **after}:
+        was, now = before.get(key), after.get(key)
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            yield from ((f"{key}.{inner}", *values) for inner, *values in differences(was, now))
+        elif was != now:
+            yield key, was, now
 
 
 def _plain(value: object) -> Any:

@@ -65,6 +65,7 @@ class Setup:
         keys: tokens whose keys and values the device has at once in the layer that fetches most, own ones included; 0
             where no sequence is shared.
         adapted: what an adapter adds and trains; None where all is trained.
+        weights_in_host: whether the device's part of weights, gradients and moments waits in the host's memory.
     """
 
     config: DecoderConfig
@@ -75,6 +76,7 @@ class Setup:
     num_batches: int = 1
     keys: int = 0
     adapted: Counted | None = None
+    weights_in_host: bool = False
 
     @property
     def num_weights(self) -> int:
@@ -92,7 +94,7 @@ class Footprint:
     """Bytes on one device.
 
     Attributes:
-        parameters: its part of the weights.
+        parameters: its part of the weights; 0 where it waits in the host's memory, as the next two.
         gradients: its part of theirs; of all that are trained, in float32, where several batches make a step.
         optimizer: AdamW's two moments of its part.
         activations: what is kept from the forward to the backward pass.
@@ -101,7 +103,7 @@ class Footprint:
             chunk of the loss and the head's gradient, whichever is more; estimated.
         peak: the most at once. Unless several batches make a step, gradients come as activations go, and only the
             larger of the two counts.
-        host: what of the stream waits in the host's memory; no part of the peak.
+        host: what waits in the host's memory, of the stream and of weights; no part of the peak.
     """
 
     parameters: int
@@ -121,20 +123,23 @@ def footprint(setup: Setup) -> Footprint:
     activations = setup.num_tokens * kept_per_token(setup.config, setup.memory, setup.precision.element)
     exchange = _exchange(setup)
     working = max(_in_a_block(setup), _in_the_loss(setup) - exchange)
+    moments = 2 * own_trained * weight
+    gradients, away = own_trained * weight, 0
+    if setup.weights_in_host:
+        own, moments, gradients, away = 0, 0, 0, own * weight + moments + gradients
     # Micro-batches before the last are not sent: each device adds up the gradients of all weights.
-    gradients = own_trained * weight
     if setup.num_batches > 1 and setup.num_shards is not None:
         gradients += setup.num_trained * _EXACT
     held = activations + gradients if setup.num_batches > 1 else max(activations, gradients)
     return Footprint(
         parameters=own * weight,
         gradients=gradients,
-        optimizer=2 * own_trained * weight,
+        optimizer=moments,
         activations=activations,
         exchange=exchange,
         working=working,
-        peak=(own + 2 * own_trained) * weight + held + exchange + working,
-        host=_in_the_host(setup),
+        peak=own * weight + moments + held + exchange + working,
+        host=_stream_in_the_host(setup) + away,
     )
 
 
@@ -218,7 +223,7 @@ def _exchange(setup: Setup) -> int:
     return 3 * setup.keys * 2 * c.num_kv_heads * c.head_width * setup.precision.element
 
 
-def _in_the_host(setup: Setup) -> int:
+def _stream_in_the_host(setup: Setup) -> int:
     """The stream that each block begins with."""
     c = setup.config
     return setup.num_tokens * c.num_layers * c.width * setup.precision.element if setup.memory.offload else 0

@@ -9,7 +9,7 @@ import dataclasses
 import logging
 import math
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +19,16 @@ from lightning.pytorch.utilities.types import OptimizerLRSchedulerConfig
 from torch import Tensor
 from torchmetrics import MeanMetric
 
-from lg.attention import Causal, Documents, Pattern, PredicateError
+from lg.attention import Documents, Pattern, PredicateError
 from lg.attention.attend import IMPLEMENTATIONS
 from lg.attention.part import Held
 from lg.attention.schedule import Schedule, layers
 from lg.models.adapters import Adapter
+from lg.models.advice import tell_no_export, tell_other_patterns, tell_small_theta
 from lg.models.auto_memory import auto_memory
 from lg.models.batch import Batch, HeldOut
-from lg.models.block import MixerSpec, check_evaluated, in_both_modes
-from lg.models.checkpoint import from_plain, load, plain, stamp
+from lg.models.block import MixerSpec, check_evaluated, in_both_modes, seen_in_use
+from lg.models.checkpoint import differences, from_plain, load, plain, stamp
 from lg.models.clipping import clip_by_norm
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder, draw
@@ -38,7 +39,7 @@ from lg.models.parameter_groups import parameter_groups
 from lg.models.presets import changed
 from lg.models.presets import preset as preset_config
 from lg.models.pretrained import open_pretrained
-from lg.models.rope_scaling import RopeScaling, ntk_theta
+from lg.models.rope_scaling import RopeScaling
 from lg.models.wrap import wrap
 
 log = logging.getLogger(__name__)
@@ -72,6 +73,7 @@ class HybridLM(pl.LightningModule):
         memory: what is kept; where "auto" is asked for, all until `setup`.
         gradient_factor: what the last step's gradients were multiplied by in `on_before_optimizer_step`, for callbacks,
             whose hook of that name runs before.
+        write_on: what `predict_step` does with a batch, as `lg.inference.WriteOn`.
 
     Raises:
         ValueError: naming the value, what is allowed and the YAML key.
@@ -146,7 +148,8 @@ class HybridLM(pl.LightningModule):
             compile=compile,
         )
         self.schedule = layers(schedule, self.decoder_config.num_layers, list(patterns))
-        self._tell_other_patterns()
+        if self.pretrained is not None:
+            tell_other_patterns(self.pretrained, [self.patterns[name] for name in self.evaluated_schedule])
         self.attention = attention
         self.learning_rate = learning_rate
         self.lr_schedule = lr_schedule or Cosine()
@@ -163,18 +166,7 @@ class HybridLM(pl.LightningModule):
         self._num_steps: int | None = None
         self._saved_num_steps: int | None = None
         self.gradient_factor = torch.ones(())
-
-    def _tell_other_patterns(self) -> None:
-        """Says where layers saw something else as they were pretrained than everything, and than they will."""
-        sees = () if self.pretrained is None else self.pretrained.sees
-        for trained in dict.fromkeys(sees):
-            others = [n for n, one in enumerate(sees) if one == trained != self.patterns[self.schedule[n]]]
-            if trained != Causal() and others:
-                log.warning(
-                    "model.init_args.schedule: layers %s see other keys than as they were pretrained, %s",
-                    ", ".join(map(str, others)),
-                    trained,
-                )
+        self.write_on: Callable[[Decoder, Any], Any] | None = None
 
     def _check_patterns(self) -> None:
         """Refuses what cannot be read, or does not fit the decoder, before anything is built."""
@@ -202,6 +194,15 @@ class HybridLM(pl.LightningModule):
     def evaluated_schedule(self) -> list[str]:
         """The name of each layer's pattern in eval mode."""
         return [self.evaluated.get(name, name) for name in self.schedule]
+
+    @property
+    def sees(self) -> tuple[Pattern, ...]:
+        """What each layer sees in eval mode.
+
+        Raises:
+            ValueError: if a layer does not attend.
+        """
+        return seen_in_use(self.patterns, self.schedule, self.evaluated)
 
     @property
     def current_schedule(self) -> list[str]:
@@ -271,27 +272,16 @@ class HybridLM(pl.LightningModule):
                 f"model.init_args.decoder.vocab_size: {self.decoder_config.vocab_size} is not allowed; the tokenizer "
                 f"has {vocab_size} tokens, so it must be at least that (data.init_args.tokenizer)"
             )
-        self._tell_small_theta(getattr(datamodule, "num_positions", getattr(datamodule, "row_length", 0)))
+        if stage == "fit":
+            tell_no_export(self.decoder_config)
+        if self.pretrained is not None:
+            num_positions = getattr(datamodule, "num_positions", getattr(datamodule, "row_length", 0))
+            tell_small_theta(self.pretrained, self.decoder_config, num_positions, self.name.partition(" with ")[0])
         # Not in configure_model, where tensors are made on the device and in its precision.
         if self.asked_memory == "auto" and self.decoder is None:
             self.memory = auto_memory(
                 self.trainer, self.decoder_config, self.schedule, self.patterns, self.compile_blocks, self.adapter
             )
-
-    def _tell_small_theta(self, num_positions: int) -> None:
-        """Warns where rows reach further than what was pretrained, and its rotary positions were left as they are."""
-        known = None if self.pretrained is None else self.pretrained.longest
-        config = self.decoder_config
-        if self.pretrained is None or not known or num_positions <= known or config.rope_scaling is not None:
-            return
-        least = ntk_theta(self.pretrained.config.rope_theta, num_positions / known, config.head_width)
-        if config.rope_theta < least:
-            log.warning(
-                "model.init_args.decoder.rope_theta: %g is small for %d positions, where %s is made for %d: by the NTK "
-                "rule, theta * (L / L0) ** (D / (D - 2)), it is %.3g, and %.3g, twice that, is ProLong's; or give a "
-                "model.init_args.rope_scaling",
-                config.rope_theta, num_positions, self.name.partition(" with ")[0], known, least, 2 * least,
-            )  # fmt: skip
 
     def forward(self, tokens: Tensor, documents: Documents | None = None) -> Tensor:
         """Logits [B, L, V] of the token after each of tokens [B, L]; each row is one document unless told otherwise."""
@@ -391,9 +381,11 @@ class HybridLM(pl.LightningModule):
         loss = reduce(self._step_loss, reduce_op="sum") / targets.clamp(min=1)
         # Data parallelism averages gradients over ranks where the sum is wanted.
         self.gradient_factor = self.trainer.world_size / targets.clamp(min=1)
+        # Gradients may lie in the host's memory.
+        factors = {device: self.gradient_factor.to(device) for device in {p.device for p in self.parameters()}}
         for parameter in self.parameters():
             if parameter.grad is not None:
-                parameter.grad.mul_(self.gradient_factor)
+                parameter.grad.mul_(factors[parameter.device])
         self.log("train/loss_nats", loss, prog_bar=True)
         if self._bytes_per_token:
             self.log("train/bits_per_byte", loss / (math.log(2) * self._bytes_per_token))
@@ -455,6 +447,12 @@ class HybridLM(pl.LightningModule):
         """What turns nats per token into bits per byte; 0 if the data module does not say."""
         return float(getattr(getattr(self.trainer, "datamodule", None), "bytes_per_token", 0.0))
 
+    def predict_step(self, batch: Any, batch_idx: int) -> Any:
+        """What `write_on` makes of a batch, which `lg predict` sets, and Python to `lg.inference.WriteOn`."""
+        if self.write_on is None:
+            raise ValueError("model.write_on: None is not allowed; trainer.predict needs lg.inference.WriteOn there")
+        return self.write_on(self.model, batch)
+
     # Checkpoints
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -466,9 +464,11 @@ class HybridLM(pl.LightningModule):
         """Refuses a checkpoint that this version does not understand."""
         saved = load(checkpoint)
         self._saved_num_steps = checkpoint.get("num_steps")
-        changed = sorted(key for key in saved if saved[key] != self.config.get(key))
+        # A key that is not there is one that lg did not have yet.
+        now = {key: value for key, value in self.config.items() if key in saved}
+        changed = [f"{key} was {was!r}, is {value!r}" for key, was, value in differences(saved, now)]
         if changed:
-            log.warning("the checkpoint was trained with other values of model.init_args: %s", ", ".join(changed))
+            log.warning("the checkpoint was trained with other values of model.init_args: %s", "; ".join(changed))
 
     @classmethod
     def from_checkpoint(cls, path: str) -> HybridLM:
@@ -483,7 +483,7 @@ class HybridLM(pl.LightningModule):
             raise ValueError(
                 f"{path!r} is a sharded checkpoint, a folder; `lg consolidate {path}` makes one file of it"
             )
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         module = cls(**from_plain(load(checkpoint)))
         module.configure_model()
         module.load_state_dict(checkpoint["state_dict"])

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from lg.models import checkpoint
+from lg.models.checkpoint import differences
 from lg.models.pretrained.weights import Folder
 
 Tell = Callable[[float], None]
@@ -47,7 +48,7 @@ def merged_checkpoint(paths: Sequence[Path], weights: Sequence[float], tell: Tel
         tell: is told the share that is done.
 
     Returns:
-        What is to be saved, and what of the configurations differs.
+        What is to be saved, and in what the configurations differ, as `other_values`.
 
     Raises:
         ValueError: if one is no checkpoint, or the models' weights differ in name or shape.
@@ -68,8 +69,7 @@ def merged_checkpoint(paths: Sequence[Path], weights: Sequence[float], tell: Tel
         tell(number / len(states[0]))
     # Lightning reads the version from it, and `lg validate` the step.
     kept = {key: opened[0][key] for key in ("lg", "pytorch-lightning_version", "epoch", "global_step")}
-    others = {key for other in told[1:] for key in {*told[0], *other} if told[0].get(key) != other.get(key)}
-    return {**kept, "epoch": 0, "global_step": 0, "state_dict": merged}, sorted(others)
+    return {**kept, "epoch": 0, "global_step": 0, "state_dict": merged}, other_values(paths, told)
 
 
 def merge_folders(out: Path, paths: Sequence[Path], weights: Sequence[float], tell: Tell) -> None:
@@ -116,6 +116,19 @@ def merge_folders(out: Path, paths: Sequence[Path], weights: Sequence[float], te
         raise ValueError(f"OUT: {str(out)!r} cannot be written: {error.strerror or error}") from error
     finally:
         shutil.rmtree(part, ignore_errors=True)
+
+
+def other_values(paths: Sequence[Path], told: Sequence[Mapping[str, Any]]) -> list[str]:
+    """In what the configurations of models differ from that of the first: keys, values and files.
+
+    >>> other_values([Path("a"), Path("b")], [{"decoder": {"rope_theta": 1e4}}, {"decoder": {"rope_theta": 5e5}}])
+    ['decoder.rope_theta is 10000.0 in a and 500000.0 in b']
+    """
+    return [
+        f"{key} is {first!r} in {paths[0]} and {other!r} in {path}"
+        for path, config in zip(paths[1:], told[1:], strict=True)
+        for key, first, other in differences(told[0], config)
+    ]
 
 
 def _opened(path: Path) -> dict[str, Any]:

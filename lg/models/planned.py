@@ -45,6 +45,7 @@ class Training:
         precision_name: as the trainer knows it.
         num_batches: batches of a step.
         sharded: whether it is `lg.parallel.HybridStrategy` that trains.
+        weights_in_host: whether weights, gradients and moments wait in the host's memory.
     """
 
     num_devices: int
@@ -53,6 +54,7 @@ class Training:
     precision_name: str
     num_batches: int
     sharded: bool
+    weights_in_host: bool = False
 
     @property
     def precision(self) -> Precision:
@@ -162,7 +164,15 @@ class Planned:
         keys = 0 if self.share is None else self.num_tokens + self.share.received_at_once
         adapted = None if self.adapter is None else self.adapter.counted(self.config)
         setup = Setup(
-            self.config, memory, run.precision, self.num_tokens, run.num_shards, run.num_batches, keys, adapted
+            self.config,
+            memory,
+            run.precision,
+            self.num_tokens,
+            run.num_shards,
+            run.num_batches,
+            keys,
+            adapted,
+            run.weights_in_host,
         )
         held = footprint(setup)
         fits = held.peak <= self.limit and (self.host_limit is None or held.host <= self.host_limit)

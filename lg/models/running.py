@@ -30,6 +30,7 @@ class Sharing(Protocol):
 
     context_parallel_size: int
     data_replicate_size: int
+    offload_weights: bool
 
     def share(self, documents: Documents, layers: Sequence[Pattern], num_kv_heads: int) -> Share:
         """What a device has of a batch."""
@@ -103,7 +104,8 @@ def _training(trainer: pl.Trainer) -> Training:
             f"trainer.precision: {precision!r} cannot be planned here; allowed: 32-true, bf16-true, and bf16-mixed "
             "with lg.parallel.HybridStrategy"
         )
-    return Training(trainer.world_size, context, replicas, precision, trainer.accumulate_grad_batches, sharded)
+    in_host = isinstance(strategy, Sharing) and strategy.offload_weights
+    return Training(trainer.world_size, context, replicas, precision, trainer.accumulate_grad_batches, sharded, in_host)
 
 
 def host_memory() -> int:

@@ -96,8 +96,14 @@ def step_time(setup: Setup, work: Work, device: Device) -> StepTime:
         sent = 0.0
     # There and back.
     away = 2 * c.num_layers * n * c.width * e / (LINK_REACHED * device.host_link) if memory.offload else 0.0
-    waiting = max(0.0, sent - hidden) + max(0.0, away - hidden)
     own = setup.num_trained / (setup.num_shards or 1)
+    if setup.weights_in_host:
+        # Brought as often as they are gathered; the gradients come back.
+        brought = 2 * setup.num_weights / (setup.num_shards or 1) + own / setup.num_batches
+        away += brought * setup.precision.weight / (LINK_REACHED * device.host_link)
+        # The host's memory is taken to serve each device as fast as its link does.
+        bandwidth = LINK_REACHED * device.host_link
+    waiting = max(0.0, sent - hidden) + max(0.0, away - hidden)
     # Weight, gradient and two moments are read, all but the gradient written.
     optimizer = 7 * own * setup.precision.weight / bandwidth
     batches = setup.num_batches

@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 import lightning.pytorch as pl
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 
+from lg.models.clipping import whole_norm
 from lg.models.hybrid import HybridLM
 from lg.monitor.steps import StepCallback
 
@@ -78,6 +78,4 @@ def _norm(parameters: Sequence[torch.nn.Parameter]) -> Tensor | None:
     if not gradients:
         return None
     exact = torch.promote_types(gradients[0].dtype, torch.float32)
-    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype=exact)))
-    # Under FSDP2 each rank has the norm of its own part so far.
-    return norm.full_tensor() if isinstance(norm, DTensor) else norm
+    return whole_norm(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype=exact))))

@@ -21,7 +21,11 @@ from torch.optim import Optimizer
 
 
 def folder_writer(
-    path: Path, checkpoint: Mapping[str, Any], group: dist.ProcessGroup, settle: Callable[[], None]
+    path: Path,
+    checkpoint: Mapping[str, Any],
+    group: dist.ProcessGroup,
+    settle: Callable[[], None],
+    in_host: bool = False,
 ) -> Callable[[], None]:
     """What writes a checkpoint into a folder; to be called once on every rank, by whatever thread.
 
@@ -30,14 +34,15 @@ def folder_writer(
         checkpoint: as Lightning makes it. It is copied now: what training changes later is not written.
         group: all ranks, by gloo; for nothing else meanwhile.
         settle: what rank 0 does when all ranks have written their part.
+        in_host: whether shards of weights lie in the host's memory while they are trained, on any device.
 
     Returns:
         A function that raises OSError on all ranks if one of them could not write, or ``settle`` failed.
     """
     beside = {**checkpoint}
-    parts = {"state_dict": _copied(beside.pop("state_dict"))}
+    parts = {"state_dict": _copied(beside.pop("state_dict"), in_host)}
     for number, state in enumerate(beside.pop("optimizer_states", ())):
-        parts[f"optimizer_{number}"] = _copied(state)
+        parts[f"optimizer_{number}"] = _copied(state, in_host)
     packed = io.BytesIO()
     torch.save(beside, packed)
 
@@ -62,15 +67,15 @@ def folder_writer(
     return write
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: Any, in_host: bool) -> Any:
     """A tree of mappings and lists with copies of its tensors, in the host's memory."""
     if isinstance(value, Tensor):
         # Lightning has brought what was elsewhere here, and so copied it already.
-        shared = value.is_cpu if not isinstance(value, DTensor) else value.device_mesh.device_type == "cpu"
+        shared = value.is_cpu if not isinstance(value, DTensor) else in_host or value.device_mesh.device_type == "cpu"
         return value.detach().clone() if shared else value.detach()
     if isinstance(value, dict):
-        return {name: _copied(inner) for name, inner in value.items()}
-    return [_copied(inner) for inner in value] if isinstance(value, list) else value
+        return {name: _copied(inner, in_host) for name, inner in value.items()}
+    return [_copied(inner, in_host) for inner in value] if isinstance(value, list) else value
 
 
 def load_whole(

@@ -48,6 +48,11 @@ def is_started_by_launcher() -> bool:
     return os.environ.get(_STARTED_BY) == str(os.getppid())
 
 
+def was_started_by_launcher() -> bool:
+    """Whether a `Launcher` has started this process, be it there or not."""
+    return os.environ.get(_STARTED_BY) not in (None, str(os.getpid()))
+
+
 def how_ended(rank: int, code: int) -> str:
     """A clause on a process's code: "rank 1 was ended by SIGKILL"."""
     try:

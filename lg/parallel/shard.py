@@ -8,17 +8,43 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from itertools import pairwise
-from typing import Protocol, cast
+from typing import NamedTuple, Protocol, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import (
+    CPUOffloadPolicy,
+    FSDPModule,
+    MixedPrecisionPolicy,
+    OffloadPolicy,
+    fully_shard,
+    register_fsdp_forward_method,
+)
 from torch.distributed.tensor import DTensor
 
 from lg.attention import Pattern
 from lg.parallel.exchange import ContextAttend
 from lg.parallel.mesh import Meshes
+
+
+class Policy(NamedTuple):
+    """How weights are held.
+
+    Attributes:
+        types: in which types weights are gathered and gradients are reduced.
+        in_host: whether each rank's shards, their gradients and the optimizer's state lie in the host's memory, where
+            the optimizer then works; weights are copied to the device for as long as a layer needs them.
+    """
+
+    types: MixedPrecisionPolicy
+    in_host: bool = False
+
+    def where(self, device_type: str) -> OffloadPolicy:
+        """What FSDP is told of the place."""
+        # Only what is pinned is copied while the device computes; without a device there is nothing to pin for.
+        return CPUOffloadPolicy(pin_memory=device_type != "cpu") if self.in_host else OffloadPolicy()
+
 
 # What a decoder is driven by instead of a call: FSDP must gather weights around these too.
 _METHODS = ("loss", "logits", "logits_at", "token_losses")
@@ -47,7 +73,7 @@ class Shardable(Protocol):
     head: nn.Module
 
 
-def shard_part(part: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) -> None:
+def shard_part(part: nn.Module, meshes: Meshes, policy: Policy) -> None:
     """Leaves each rank its shards of rank 0's weights, gathered just before the part is needed; on all ranks.
 
     The memory of the whole weights is free afterwards. So a decoder that is sharded part by part, while it is made,
@@ -57,15 +83,21 @@ def shard_part(part: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) ->
         part: an embedding, a block or a head, whose weights are on the device that computes; or the decoder, for what
             remains of it. Weights that are sharded already stay as they are.
         meshes: of the run.
-        policy: in which types weights are gathered and gradients are reduced.
+        policy: how weights are held.
     """
     take_from_rank_0(part)
     # Also the last part, which is needed again at once: what validation left gathered would be stale after new weights
     # were loaded.
-    fully_shard(part, mesh=meshes.weights, mp_policy=policy, reshard_after_forward=True)
+    fully_shard(
+        part,
+        mesh=meshes.weights,
+        mp_policy=policy.types,
+        offload_policy=policy.where(meshes.weights.device_type),
+        reshard_after_forward=True,
+    )
 
 
-def shard(decoder: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) -> None:
+def shard(decoder: nn.Module, meshes: Meshes, policy: Policy) -> None:
     """Changes a decoder in place, on all ranks; a second time does nothing.
 
     In this order: where several ranks share a sequence, each attention fetches what its pattern needs of the others;
@@ -75,7 +107,7 @@ def shard(decoder: nn.Module, meshes: Meshes, policy: MixedPrecisionPolicy) -> N
     Args:
         decoder: a `Shardable`, whose weights are on the device that computes.
         meshes: of the run.
-        policy: in which types weights are gathered and gradients are reduced.
+        policy: how weights are held.
 
     Raises:
         ValueError: if a mixer cannot work on a part of a sequence, but is asked to.
@@ -124,6 +156,25 @@ def take_from_rank_0(module: nn.Module) -> None:
     for tensor in (*module.parameters(), *module.buffers()):
         if not isinstance(tensor, DTensor):
             dist.broadcast(tensor, 0)
+
+
+@torch.no_grad()
+def to_device(module: nn.Module, decoder: nn.Module, device: torch.device) -> None:
+    """Moves all of a module but the shards of its decoder, which stay where they are.
+
+    Args:
+        module: has ``decoder`` as its child of that name.
+        decoder: whose shards lie in the host's memory.
+        device: which computes.
+    """
+    setattr(module, "decoder", None)  # noqa: B010  # as no child, it stays where it is
+    try:
+        module.to(device)
+    finally:
+        module.decoder = decoder
+    for tensor in (*decoder.parameters(), *decoder.buffers()):
+        if not isinstance(tensor, DTensor):
+            tensor.data = tensor.to(device)
 
 
 def unsharded(module: nn.Module, decoder: nn.Module) -> Iterator[nn.Parameter]:

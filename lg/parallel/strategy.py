@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
@@ -20,9 +22,16 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy
 from lg.attention import Documents, Pattern
 from lg.parallel.batch import check_alike, own_part
 from lg.parallel.checkpoint import folder_writer, load_whole
-from lg.parallel.launcher import Launcher, how_ended, is_started_by_launcher, seconds_left
+from lg.parallel.launcher import (
+    Launcher,
+    how_ended,
+    is_started_by_launcher,
+    seconds_left,
+    was_started_by_launcher,
+)
 from lg.parallel.mesh import Meshes, build_meshes, check_sizes
-from lg.parallel.shard import Shardable, patterns, shard, shard_part, unsharded
+from lg.parallel.pulse import Pulse, start_pulse
+from lg.parallel.shard import Policy, Shardable, patterns, shard, shard_part, to_device, unsharded
 from lg.parallel.share import Share, share
 from lg.parallel.watch import GRACE_S, ORDERLY_S, Watch, end_process
 
@@ -42,7 +51,10 @@ class HybridStrategy(ModelParallelStrategy):
         context_parallel_size: devices that share a sequence.
         data_replicate_size: groups of devices of which each holds all weights; hosts, where the network between them
             is slow.
-        timeout_s: seconds until a collective that not all ranks have joined ends the run.
+        timeout_s: seconds until a collective that not all ranks have joined ends the run; a little before, a rank
+            whose process is stopped, or whose host is gone, is named.
+        offload_weights: whether weights, their gradients and the optimizer's state wait in the host's memory, where the
+            optimizer works; a last resort, since it is slow. Results stay the same.
 
     Attributes:
         explain: what a failure ends with, besides its cause, as "the last good checkpoint is ..."; `Checkpoints` sets
@@ -52,10 +64,17 @@ class HybridStrategy(ModelParallelStrategy):
         ValueError: if the run's processes do not divide into these sizes.
     """
 
-    def __init__(self, context_parallel_size: int = 1, data_replicate_size: int = 1, timeout_s: float = 1800.0) -> None:
+    def __init__(
+        self,
+        context_parallel_size: int = 1,
+        data_replicate_size: int = 1,
+        timeout_s: float = 1800.0,
+        offload_weights: bool = False,
+    ) -> None:
         super().__init__(timeout=timedelta(seconds=timeout_s))
         self.context_parallel_size = context_parallel_size
         self.data_replicate_size = data_replicate_size
+        self.offload_weights = offload_weights
         self._meshes: Meshes | None = None
         self._data_checked = False
         self._is_accumulating = False
@@ -65,6 +84,9 @@ class HybridStrategy(ModelParallelStrategy):
         self._thread = ThreadPoolExecutor(1, "checkpoint")
         self._watch: Watch | None = None
         self._own_end: Watch | None = None
+        self._pulse: Pulse | None = None
+        self._late: Watch | None = None
+        self._stopped: int | None = None
         self._is_told = False
         self._has_failed = False
         self.explain: Callable[[], str] = str
@@ -110,6 +132,17 @@ class HybridStrategy(ModelParallelStrategy):
         self._meshes = build_meshes(
             self.root_device.type, self.world_size, self.context_parallel_size, self.data_replicate_size
         )
+        if self.world_size > 1:
+            assert self.cluster_environment is not None and self._timeout is not None
+            self._pulse = start_pulse(
+                self.global_rank,
+                self.world_size,
+                self.cluster_environment.main_address,
+                self._timeout.total_seconds(),
+                self.broadcast,
+            )
+            self._late = Watch(self._missing, self._end)
+            self._late.start()
         # Lightning reads the axis called "data_parallel" from it, and a module's configure_model may.
         self._device_mesh = self._meshes.data
         assert self.lightning_module is not None
@@ -127,7 +160,7 @@ class HybridStrategy(ModelParallelStrategy):
         On all ranks, which take the weights of rank 0. A decoder of which no part was placed is sharded in `setup`, and
         must fit on a device whole until then.
         """
-        shard_part(part, self.meshes, _policy(self.precision_plugin))
+        shard_part(part, self.meshes, self._policy)
 
     @property
     def precision_plugin(self) -> Precision:
@@ -143,8 +176,8 @@ class HybridStrategy(ModelParallelStrategy):
         """Shards what `configure_model` has built and not placed, then makes the optimizer."""
         module, decoder = self.lightning_module, self.decoder
         assert module is not None
-        module.to(self.root_device)
-        shard(decoder, self.meshes, _policy(self.precision_plugin))
+        self.model_to_device()
+        shard(decoder, self.meshes, self._policy)
         for parameter in unsharded(module, decoder):
             dist.broadcast(parameter.detach(), 0)
         # Tensors made in inference mode could not be trained on, and FSDP keeps those that it gathers into.
@@ -152,6 +185,19 @@ class HybridStrategy(ModelParallelStrategy):
         for loop in loops:
             loop.inference_mode = False
         super().setup(trainer)
+
+    def model_to_device(self) -> None:
+        """Moves to the device what computes there; shards that wait in the host's memory stay."""
+        module = self.lightning_module
+        assert module is not None
+        if self.offload_weights:
+            to_device(module, self.decoder, self.root_device)
+        else:
+            module.to(self.root_device)
+
+    @property
+    def _policy(self) -> Policy:
+        return Policy(_types(self.precision_plugin), self.offload_weights)
 
     # Batches
 
@@ -237,8 +283,15 @@ class HybridStrategy(ModelParallelStrategy):
 
     @property
     def is_speaker(self) -> bool:
-        """Whether this process tells what all notice; those that another one here has started leave it to that one."""
-        return not is_started_by_launcher()
+        """Whether this process tells what all notice; those that another one here has started leave it to that one.
+
+        Where that one is gone, to the first of them.
+        """
+        return not is_started_by_launcher() and (not was_started_by_launcher() or self.local_rank == 1)
+
+    def is_first_to_tell(self) -> bool:
+        """Whether no other rank has told what went wrong; to be asked once, by whoever is about to."""
+        return self._pulse is None or self._pulse.is_first_to_tell()
 
     def told(self) -> None:
         """What went wrong is told: nothing more is to be said, and no other process to be waited for."""
@@ -251,13 +304,29 @@ class HybridStrategy(ModelParallelStrategy):
         """What `Watch` asks for."""
         codes = [code for _, code in self._launcher.ended()] if isinstance(self._launcher, Launcher) else []
         lost = self.lost()
-        return ("; ".join(lost), seconds_left(codes)) if lost else None
+        return ("; ".join(lost) if self.is_speaker else "", seconds_left(codes)) if lost else None
+
+    def _missing(self) -> tuple[str, float] | None:
+        """What `Watch` asks for: ranks that are waited for."""
+        missing = None if self._pulse is None else self._pulse.missing()
+        # A process that has failed tells by itself.
+        if self._pulse is None or missing is None or self._has_failed or self._is_told:
+            return None
+        if self._pulse.speaker(missing) != self.global_rank:
+            return "", GRACE_S
+        if self.global_rank - self.local_rank in missing.ranks and is_started_by_launcher():
+            self._stopped = os.getppid()
+        return missing.clause, 0.0
 
     def _end(self, said: str) -> None:
         """Ends this process, from another thread than the one that waits."""
+        is_silent = self._is_told or not said or not self.is_first_to_tell()
         if isinstance(self._launcher, Launcher):
             self._launcher.end_all()
-        end_process("" if self._is_told or not said else f"lg: rank {self.global_rank}: {said}; {self.explain()}")
+        if self._stopped is not None:
+            # It is what the shell waits for, and would never end by itself.
+            os.kill(self._stopped, signal.SIGKILL)
+        end_process("" if is_silent else f"lg: rank {self.global_rank}: {said}; {self.explain()}")
 
     # Checkpoints: folders, to which each rank adds a file; a folder fits any number of ranks
 
@@ -288,7 +357,7 @@ class HybridStrategy(ModelParallelStrategy):
         if self._save_group is None:
             # Of its own: what two threads send by one would be mixed up.
             self._save_group = dist.new_group(backend="gloo", timeout=self._timeout)
-        write = folder_writer(path, checkpoint, self._save_group, self._settle or _nothing)
+        write = folder_writer(path, checkpoint, self._save_group, self._settle or _nothing, self.offload_weights)
         self._saving = self._thread.submit(write)
         if self._settle is None:
             self.wait_for_save()
@@ -310,7 +379,7 @@ class HybridStrategy(ModelParallelStrategy):
         finally:
             self._thread.shutdown()
             super().teardown()
-        for watch in (self._own_end, None if self._has_failed else self._watch):
+        for watch in (self._own_end, *(() if self._has_failed else (self._watch, self._late, self._pulse))):
             if watch is not None:
                 watch.stop()
 
@@ -337,7 +406,7 @@ def _nothing() -> None:
     """What is to be done after a save that somebody waits for."""
 
 
-def _policy(precision: Precision) -> MixedPrecisionPolicy:
+def _types(precision: Precision) -> MixedPrecisionPolicy:
     """In which types weights are gathered and gradients reduced: never summed over ranks in less than float32."""
     if precision.precision == CastByFSDP.precision:
         return MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)

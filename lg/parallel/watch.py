@@ -14,9 +14,11 @@ import torch.distributed as dist
 GRACE_S = 5.0
 ORDERLY_S = 60.0
 # How often one looks.
-_EVERY_S = 0.5
+EVERY_S = 0.5
 # How gloo, which has no type of error of its own, and the store tell it, and by which words they say that time ran out.
-_LOST = re.compile(r"gloo/|Connection (closed|reset) by peer|recvValue failed|sendBytes failed|Broken pipe")
+_LOST = re.compile(
+    r"gloo/|pair closure|Connection (closed|reset) by peer|recvValue failed|sendBytes failed|Broken pipe"
+)
 _LATE = re.compile(r"[Tt]imed out|[Tt]imeout")
 
 
@@ -57,7 +59,7 @@ class Watch(threading.Thread):
 
     def run(self) -> None:
         """Until it is over, or the process is."""
-        while not self._over.wait(_EVERY_S):
+        while not self._over.wait(EVERY_S):
             told = self._gone()
             if told is not None:
                 clause, seconds = told

@@ -12,8 +12,9 @@ import torch
 from lg.attention import Causal, SinkWindow
 from lg.cli import main
 from lg.cli.bench_inference import HELP, _bound, _line
-from lg.inference.bench import largest_batch, random_decoder
+from lg.inference.bench import random_decoder
 from lg.inference.formats import Int8, Plain
+from lg.inference.room import largest_batch
 from lg.models.presets import preset
 
 CPU = torch.device("cpu")

@@ -14,8 +14,9 @@ import torch
 from lg.attention import Causal, Documents, Pattern, PrefixLM, SinkWindow
 from lg.cli import main
 from lg.cli import opened as opening
+from lg.cli.tokenizer_files import of_model
 from lg.data import Bytes, TokenizerFile
-from lg.inference import Sampling, generate
+from lg.inference import Sampling, generate, room
 from lg.models.adapters import LoRA
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
@@ -113,6 +114,25 @@ def test_a_prompt_may_be_what_a_user_says(folder: Path, capsys: pytest.CaptureFi
     assert out == generate(decoder(), [ids], 9, tokenizer=tokenizer, stop={end})[0].text + "\n"
 
 
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{% for m in messages %}{{ m.role + ' ' + m.content + ' <|im_end|>' }}{% endfor %}",
+        "{% for m in messages %}{% if m.role == 'user' %}user {{ m.content }} <|im_end|>{% else %}{% generation %}"
+        "{{ '<|im_start|>assistant ' + m.content + '<|im_end|>\n' }}{% endgeneration %}{% endif %}{% endfor %}",
+    ],
+)
+def test_a_prompt_ends_where_the_answer_begins(template: str, folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    (tmp_path / "chat_template.jinja").write_text(template)
+    found = opening.opened(str(tmp_path), None, torch.float32, torch.device("cpu")).spelling
+    assert found is not None
+    want = b"user the fox <|im_end|>" + (b"<|im_start|>" if "generation" in template else b"") + b"assistant "
+    assert found.tokenizer.decode(found.apply([("user", "the fox")])) == want
+    assert found.ends == {found.tokenizer.special("<|im_end|>")}
+
+
 def test_a_tokenizer_that_begins_texts_does_so_here(folder: Path, tmp_path: Path) -> None:
     tokenizer = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
     begin = tokenizer.token_to_id("<|endoftext|>")
@@ -137,11 +157,27 @@ def test_a_checkpoint_of_bytes_and_what_is_kept_in_few_bits(tmp_path: Path, caps
     module = HybridLM.from_checkpoint(str(checkpoint))
     want = generate(module.model, ["Once upon a time"], 20, tokenizer=Bytes(), stop={0})[0]
     assert out == want.text + "\n"
+    # They may be asked for where no run tells.
+    other = _checkpoint(tmp_path / "there" / "other.ckpt")
+    assert said([f"--model={other}", *words[1:], "--tokenizer=bytes"], capsys)[0]
     for kind in ("int8", "bfloat16"):
         assert len(said([*words, f"--kv={kind}", "--dtype=bfloat16"], capsys)[0]) > 1
 
 
+def test_the_tokenizer_of_a_run_that_began_with_a_checkpoint(folder: Path, tmp_path: Path) -> None:
+    runs = tmp_path / "first", tmp_path / "second"
+    for run, begun in zip(runs, (folder, runs[0] / "step.ckpt"), strict=True):
+        _checkpoint(run / "step.ckpt")
+        (run / "config.yaml").write_text(f"model: {{init_args: {{pretrained: {begun}}}}}\n")
+    found = of_model(runs[1] / "step.ckpt")
+    assert found is not None and found.files["tokenizer.json"] == folder / "tokenizer.json"
+    # One that began with its own has none.
+    (runs[0] / "config.yaml").write_text(f"model: {{init_args: {{pretrained: {runs[0] / 'step.ckpt'}}}}}\n")
+    assert of_model(runs[0] / "step.ckpt") is None
+
+
 def _checkpoint(path: Path, full: Pattern | None = None) -> Path:
+    path.parent.mkdir(exist_ok=True)
     module = HybridLM({"full": full or Causal()}, "6*full")
     module.configure_model()
     checkpoint = {"state_dict": module.state_dict()}
@@ -185,6 +221,10 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
         (["--model={model}", "--prompt=a", "--kv=int2"], "--kv: 'int2' is not allowed; allowed are auto, float32"),
         (["--model={model}", "--prompt=a", "--tokenizer=nowhere"], "--tokenizer: 'nowhere' is none"),
         (["--model={model}", "--prompt=a", "--device=quantum"], "--device: 'quantum' is not allowed"),
+        (
+            ["--model={model}", "--prompt=a", "--device=cpu", "--compile"],
+            "--compile: not allowed on cpu; it is for CUDA",
+        ),
     ],
 )
 def test_refusals(
@@ -200,7 +240,7 @@ def test_what_has_no_room_is_refused_before_it_is_read(
     folder: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # One page of the window's layer and of the other: 64 tokens, two layers, keys and values of 16 features.
-    monkeypatch.setattr(opening, "free_memory", lambda device: 10 * 64 * 2 * 2 * 16 * 4)
+    monkeypatch.setattr(room, "free_memory", lambda device: 10 * 64 * 2 * 2 * 16 * 4)
     words = [f"--model={folder}", "--max-new-tokens=10"]
     _, err = said([*words, "--prompt=" + "the lazy dog " * 1000], capsys, 2)
     assert "the longest prompt that fits has " in err

@@ -12,9 +12,9 @@ import torch
 import yaml
 from PIL import Image
 
-from lg.attention import Causal, SinkWindow
+from lg.attention import Causal, PerHead, SinkWindow
 from lg.attention.schedule import Measured, written
-from lg.cli import main, probe_run
+from lg.cli import main, probe_run, probe_told
 from lg.evaluation.needle import _NAMES
 from lg.models.hybrid import HybridLM
 
@@ -120,6 +120,36 @@ def test_full_heads_are_printed_as_patterns(capsys: pytest.CaptureFixture[str]) 
     assert given["patterns"]["local"]["init_args"] == {"window": 32, "sinks": 4}
 
 
+def test_full_layers_of_a_hybrid_see_what_they_saw() -> None:
+    found = {"mass": {"sets": [[1], [0, 1], [0, 1, 2]]}}
+    sees = [SinkWindow(window=64), Causal(), PerHead((Causal(), SinkWindow(window=64)), (0, 1))]
+
+    def given(num_full: int) -> dict[str, Any]:
+        text = probe_told.schedule(found, num_full, Path("probe.json"), SinkWindow(window=8), sees)
+        told: dict[str, Any] = yaml.safe_load(text)["model"]["init_args"]
+        return told
+
+    one, all_of_them = given(1), given(3)
+    assert one["patterns"]["full"] == {"class_path": "Causal"}
+    assert one["schedule"]["init_args"] == {"scores": "probe.json", "full_layers": 1, "measure": "mass"}
+    assert all_of_them["schedule"] == "full, full_2, full_3"
+    assert all_of_them["patterns"]["full"] == {"class_path": "SinkWindow", "init_args": {"window": 64, "sinks": 4}}
+    assert all_of_them["patterns"]["full_2"] == {"class_path": "Causal"}
+    assert all_of_them["patterns"]["full_3"]["init_args"]["heads"] == [0, 1]
+
+
+@pytest.mark.usefixtures("here")
+def test_full_heads_of_a_hybrid_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
+    module = HybridLM({"full": Causal(), "local": SinkWindow(8)}, "2*full, local", decoder=SHAPE)
+    checkpoint: dict[str, Any] = {"state_dict": module.model.state_dict(prefix="decoder.")}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, "hybrid.ckpt")
+    assert main(command(model="hybrid.ckpt", measures="mass", full_heads="1")) == 2
+    assert "--full_heads: 1 is not allowed; layers of the model see different keys (Causal(), " in (
+        capsys.readouterr().err
+    )
+
+
 @pytest.mark.usefixtures("here")
 def test_a_probe_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(out="whole.json", measures="mass,needle")) == 0
@@ -200,7 +230,7 @@ def test_a_model_that_retrieves_nothing(capsys: pytest.CaptureFixture[str]) -> N
         ({"measures": "mas"}, "--measures: 'mas' is not known; allowed: mass, gates, needle, context"),
         ({"window": "200"}, "--window: 200 is not allowed with 4 sinks in texts of 256 tokens"),
         ({"length": "1K"}, "--data: 'texts' has no document of 1025 tokens"),
-        ({"tokenizer": "bytes"}, "--tokenizer: 'bytes' has 256 tokens, and the model knows 224"),
+        ({"tokenizer": "bytes"}, "--tokenizer: it has ids up to 255, and the model 0 to 223"),
         ({"data": "nowhere"}, "'nowhere' is not a text that lg can fetch"),
         ({"steps": "few"}, "--steps: 'few' is not allowed"),
         ({"out": "there/probe.json"}, "--out: 'there/probe.json' is not allowed"),

@@ -84,6 +84,7 @@ def test_a_process_serves_until_it_is_told_to_end(folder: Path) -> None:
         (["--model={folder}", "--slots=0"], "--slots: 0 is not allowed"),
         (["--model={folder}", "--memory=lots"], "--memory: 'lots' is not allowed; write a size such as"),
         (["--model={folder}", "--kv=int2"], "--kv: 'int2' is not allowed; allowed are auto"),
+        (["--model={folder}", "--device=cpu", "--compile"], "--compile: not allowed on cpu; it is for CUDA devices"),
         (["--model={folder}", "--port=0", "--memory=9KiB"], "that keys and values of one request of 4,096 tokens"),
         (["--model={folder}/nowhere", "--port=0"], "does not exist"),
         (["--model={folder}", "--api-key="], "--api-key: '' is not allowed"),

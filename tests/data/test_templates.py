@@ -89,6 +89,33 @@ def test_ids_are_those_of_transformers(
     assert of_file[1].tolist() == counted.tolist()
 
 
+GENERATION = [
+    # The head is the template's, the end and a line end are the model's.
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' }}{% if m.role == 'assistant' %}{% generation %}"
+    "{{ m.content + '<|im_end|>' + '\n' }}{% endgeneration %}{% else %}{{ m.content + '<|im_end|>' + '\n' }}{% endif %}"
+    "{% endfor %}",
+    # As SmolLM3 has it: the head, and what it does not think, are the model's too; tags take white space away.
+    "{% for m in messages %}\n  {%- if m.role == 'assistant' -%}\n  {% generation %}\n"
+    "  {{- '<|im_start|>assistant\n<think>\n\n</think>\n' + m.content + '<|im_end|>\n' -}}\n  {%- endgeneration -%}\n"
+    "  {% else %}{{ '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{% endif %}{% endfor %}",
+    # Of the last answer alone.
+    "{% for m in messages %}{{ m.role }}: {% if loop.last %}{% generation %}{{ m.content }}{%+ endgeneration %}"
+    "{% else %}{{ m.content }}{% endif %}<|eot_id|>{% endfor %}",
+]
+
+
+@pytest.mark.parametrize("text", GENERATION)
+@pytest.mark.parametrize("conversation", CONVERSATIONS[:2])
+def test_a_template_may_say_what_the_model_writes(
+    text: str, conversation: list[tuple[str, str]], path: str, tmp_path: Path
+) -> None:
+    said = [{"role": role, "content": content} for role, content in conversation]
+    want = library(path, text).apply_chat_template(said, return_dict=True, return_assistant_tokens_mask=True)
+    ids, counted = encoded(saved(tmp_path, path, text), conversation, TokenizerFile(path))
+    assert ids.tolist() == want["input_ids"]
+    assert counted.tolist() == want["assistant_masks"] and 0 < counted.sum() < len(ids)
+
+
 @pytest.mark.parametrize("template", [ChatML(), SMOLLM, Llama3()])
 def test_answers_and_their_ends_count(template: Template, path: str) -> None:
     tokenizer = TokenizerFile(path)

@@ -227,7 +227,7 @@ def test_a_checkpoint_of_another_configuration_is_told(tmp_path: Path, caplog: p
     model = build(schedule="full, full")
     with caplog.at_level(logging.WARNING, "lg.models.hybrid"):
         trainer(tmp_path, max_steps=4).fit(model, data(), ckpt_path=path, weights_only=True)
-    assert "other values of model.init_args: schedule" in caplog.text
+    assert "other values of model.init_args: schedule was 'local, full', is 'full, full'\n" in caplog.text
 
 
 @dataclass(frozen=True)

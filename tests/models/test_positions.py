@@ -19,8 +19,9 @@ from lg.data.positions import Drawing, Sentences
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
 from lg.models.hybrid import HybridLM
+from lg.models.learning_rate import Constant
 from lg.models.pretrained.out import save
-from lg.models.rope_scaling import Linear, ntk_theta
+from lg.models.rope_scaling import DynamicNTK, Linear, ntk_theta
 
 SHAPE = DecoderConfig(
     num_layers=2, width=32, num_heads=4, num_kv_heads=2, head_width=8, ffn_width=48, vocab_size=256, rope_theta=1e4
@@ -114,6 +115,41 @@ def told(folder: Path, caplog: pytest.LogCaptureFixture, data: TextData | None =
         model = module(pretrained=str(folder), **{"decoder": None, **changes})
         pl.Trainer(**options).fit(model, data or rows(row_length=256))
     return [record.getMessage() for record in caplog.records if "rope_theta" in record.getMessage()]
+
+
+@pytest.mark.filterwarnings("ignore:You.re resuming from a checkpoint")
+def test_other_positions_are_told_when_training_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    options: dict[str, Any] = {
+        "accelerator": "cpu", "logger": False, "enable_checkpointing": False, "enable_progress_bar": False,
+        "enable_model_summary": False, "limit_val_batches": 0,
+    }  # fmt: skip
+    first = pl.Trainer(**options, max_steps=1)
+    first.fit(module(lr_schedule=Constant(warmup=0)), rows(row_length=64, positions=PoSE(128)))
+    first.save_checkpoint(tmp_path / "step.ckpt")
+    for positions, scaling, said in (
+        (PoSE(128), None, []),
+        (
+            PoSE(256),
+            DynamicNTK(2.0, 64),
+            [
+                "data.init_args.positions: the checkpoint was trained with PoSE(target=128, chunks=2), and training "
+                "goes on with PoSE(target=256, chunks=2)",
+                "the checkpoint was trained with other values of model.init_args: decoder.rope_scaling was None, is "
+                "{'class_path': 'lg.models.rope_scaling.DynamicNTK', 'init_args': {'factor': 2.0, 'original_length': "
+                "64}}",
+                "model.init_args.rope_scaling: a model with DynamicNTK(factor=2.0, original_length=64) cannot be "
+                "exported (lg export); with NTK, of one factor, it can",
+            ],
+        ),
+    ):
+        caplog.clear()
+        with caplog.at_level(logging.WARNING, "lg"):
+            pl.Trainer(**options, max_steps=2).fit(
+                module(lr_schedule=Constant(warmup=0), rope_scaling=scaling), rows(row_length=64, positions=positions),
+                ckpt_path=tmp_path / "step.ckpt", weights_only=True,
+            )  # fmt: skip
+        told = [record.getMessage() for record in caplog.records]
+        assert sorted(one for one in told if "learning rate" not in one) == sorted(said)
 
 
 def test_a_base_too_small_for_the_rows_is_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

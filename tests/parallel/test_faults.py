@@ -23,7 +23,7 @@ from lg.models.hybrid import HybridLM
 class Faulty(HybridLM):
     def training_step(self, batch, batch_idx):
         rank, fault = os.environ["FAULT"].split(":")
-        if self.global_step == 2 and self.global_rank == int(rank):
+        if self.global_step == 2 and rank in (str(self.global_rank), "all"):
             if fault == "OOM":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
             if fault == "bug":
@@ -103,16 +103,32 @@ def test_a_rank_that_hangs(folder: Path) -> None:
     code, lines, seconds = fit(folder, "1:SIGSTOP")
     (told,) = messages(lines)
     assert code == 2 and 25 < seconds < 90
-    assert re.search(rf"rank 0 has waited in vain .*timeout_s.*; {LAST}", told)
+    assert re.search(rf"rank 0: rank 1 on \S+ is not heard of for 27 seconds, .*timeout_s.*; {LAST}", told)
+    assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.slow
+def test_the_first_rank_hangs(folder: Path) -> None:
+    code, lines, seconds = fit(folder, "0:SIGSTOP")
+    (told,) = messages(lines)
+    assert code == -9 and 25 < seconds < 90
+    assert re.search(rf"rank 1: rank 0(?: on \S+)? is not heard of for 27 seconds, .*; {LAST}", told)
 
 
 @pytest.mark.slow
 def test_a_rank_whose_memory_is_full(folder: Path) -> None:
     code, lines, seconds = fit(folder, "1:OOM")
-    own, noticed = sorted(messages(lines))
+    (told,) = messages(lines)
     assert code == 2 and seconds < 30
-    assert re.search(rf"row_length.*Tried to allocate 2.*on rank 1 after step 2;.*init_args\.memory,.*{LAST}", own)
-    assert re.search(rf"rank 1 ended with code 2; {LAST}", noticed)
+    assert re.search(rf"row_length.*Tried to allocate 2.*on rank 1 after step 2;.*init_args\.memory,.*{LAST}", told)
+
+
+@pytest.mark.slow
+def test_all_ranks_whose_memory_is_full_say_so_once(folder: Path) -> None:
+    code, lines, seconds = fit(folder, "all:OOM")
+    (told,) = messages(lines)
+    assert code == 2 and seconds < 30
+    assert re.search(rf"row_length.*on rank [01] after step 2;.*init_args\.memory,.*{LAST}", told)
 
 
 @pytest.mark.slow
@@ -148,6 +164,7 @@ def test_the_words_of_gloo_and_of_the_store_are_known() -> None:
     late = RuntimeError("[/x/gloo/transport/tcp/unbound_buffer.cc:78] Timed out waiting 15000ms for recv operation")
     assert is_lost(closed) and not is_late(closed)
     assert is_lost(late) and is_late(late)
+    assert is_lost(RuntimeError("Application timeout caused pair closure"))
     assert not is_lost(RuntimeError("shapes do not match")) and not is_lost(ValueError(str(closed)))
     wrapped = OSError("a checkpoint cannot be written")
     wrapped.__cause__ = closed

@@ -53,7 +53,7 @@ class Case:
     shards: int = 1
     module: dict[str, Any] = field(default_factory=dict)
     trainer: dict[str, Any] = field(default_factory=dict)
-    strategy: dict[str, int] = field(default_factory=dict)
+    strategy: dict[str, Any] = field(default_factory=dict)
     one_target: bool = False
     beside: bool = False
     length: int = 48
@@ -200,12 +200,19 @@ def resumed(rank: int, folder: Path) -> list[Any]:
     """From two ranks' checkpoint, and from that of one."""
     return [
         saved(folder / "more", 4, 4, 2, HybridStrategy(2), str(folder / "two" / "checkpoints" / NAME)),
-        saved(folder / "again", 4, 4, 1, HybridStrategy(1, 2), str(folder / "one" / "checkpoints" / NAME)),
+        saved(
+            folder / "again",
+            4,
+            4,
+            1,
+            HybridStrategy(1, 2, offload_weights=True),
+            str(folder / "one" / "checkpoints" / NAME),
+        ),
     ]
 
 
 def saved_by_two(rank: int, folder: Path) -> None:
-    saved(folder, 2, 2, 2, HybridStrategy(), None)
+    saved(folder, 2, 2, 2, HybridStrategy(offload_weights=True), None)
 
 
 def all_trained(rank: int, cases: dict[str, Case], devices: int) -> dict[str, Told]:
@@ -221,6 +228,7 @@ TWO = {
     "halves": Case(2, module={"memory": Memory(recompute="halves")}, trainer={"gradient_clip_val": None}),
     "blocks": Case(2, module={"memory": Memory(recompute="blocks")}),
     "beside": Case(2, beside=True),
+    "in the host": Case(2, beside=True, strategy={"offload_weights": True}, trainer={"accumulate_grad_batches": 2}),
     "bf16": Case(2, trainer={"precision": "bf16-mixed"}),
     "context": Case(1, length=600, strategy={"context_parallel_size": 2}),
     "context, blocks": Case(

@@ -33,7 +33,7 @@ class Pretrained:
 
     Attributes:
         config: its shape.
-        sees: what each layer sees, as it was trained.
+        sees: what each layer sees when the model is used; of a checkpoint, in eval mode.
         weights: its tensors, read when they are asked for.
         longest: positions that it was made for; None if it does not say.
         marks: numbers of its special tokens, by the keys of config.json.

@@ -12,6 +12,7 @@ from torch import Tensor
 from lg.attention import Pattern
 from lg.attention.schedule import layers
 from lg.models import checkpoint
+from lg.models.block import seen_in_use
 from lg.models.config import DecoderConfig
 from lg.models.presets import changed, preset
 from lg.models.pretrained.weights import names
@@ -44,10 +45,13 @@ class Saved:
 
 
 def open_saved(path: Path) -> tuple[DecoderConfig, tuple[Pattern, ...], Saved]:
-    """What a checkpoint says of its model: the shape, what each layer saw, and the weights.
+    """What a checkpoint says of its model: the shape, what each layer sees in eval mode, and the weights.
+
+    What layers saw in training alone (`model.init_args.evaluated`) is no part of the model that was validated.
 
     Raises:
-        ValueError: if it is none, or a folder of many files, or holds an adapter beside the weights.
+        ValueError: if it is none, or a folder of many files, or holds an adapter beside the weights, or a layer does
+            not attend.
     """
     if path.is_dir():
         raise ValueError(f"{_KEY}: {str(path)!r} is a sharded checkpoint; `lg consolidate {path}` makes one file of it")
@@ -66,7 +70,11 @@ def open_saved(path: Path) -> tuple[DecoderConfig, tuple[Pattern, ...], Saved]:
             f"{_KEY}: {str(path)!r} holds an adapter beside the weights; `lg export` makes a folder of both that can "
             "be named here"
         )
-    built = checkpoint.from_plain({name: told[name] for name in ("patterns", "schedule", "decoder")})
+    built = checkpoint.from_plain({name: told.get(name) for name in ("patterns", "schedule", "evaluated", "decoder")})
     config = changed(preset(told["preset"] or "tiny"), built["decoder"] or {})
-    sees = [built["patterns"][name] for name in layers(built["schedule"], config.num_layers, list(built["patterns"]))]
-    return config, tuple(one for one in sees if isinstance(one, Pattern)), Saved(content["state_dict"], config)
+    schedule = layers(built["schedule"], config.num_layers, list(built["patterns"]))
+    try:
+        sees = seen_in_use(built["patterns"], schedule, built["evaluated"] or {})
+    except ValueError as error:
+        raise ValueError(f"{_KEY}: {path}: {error}") from error
+    return config, sees, Saved(content["state_dict"], config)

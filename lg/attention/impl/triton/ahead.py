@@ -198,7 +198,7 @@ def compiled(case: Case, launched: Options | None = None) -> list[Report]:
 
 
 def compiled_paged(case: PagedCase, launched: paged.Launch | None = None) -> list[Report]:
-    """What the kernels take that keep and read single tokens; no more after one that fails.
+    """What the kernels take that keep and read pages; no more after one that fails.
 
     Args:
         case: what a layer is.
@@ -216,13 +216,16 @@ def compiled_paged(case: PagedCase, launched: paged.Launch | None = None) -> lis
     lists = numbers[: rows * num_pages].view(rows, 1, num_pages)
     heads = numbers[: heads_kv * 3].view(-1, 3)
     pages = paged.Pages(lists, lists, lists[..., 0], heads, numbers.view(-1, rows))
-    text, on = case.pattern.text, launched or paged.launch_of(case.dtype, case.width)
+    text, on = case.pattern.text, launched or paged.launch_of(case.dtype, case.width, (case.bits,) * 2)
 
-    def both() -> None:
+    laid = torch.empty(heads_kv, 1000, case.width, dtype=case.dtype)
+
+    def launches() -> None:
         paged.write(k, v, room, room, heads, lists[..., 0], numbers)
         paged.attention(q, room, room, pages, numbers, numbers, text, 1.0, case.shares, on)
+        paged.read(room, heads, lists[0], lists[0], laid)
 
-    return _reports(case, both)
+    return _reports(case, launches)
 
 
 def _of_either(case: Case | PagedCase) -> list[Report]:

@@ -6,7 +6,13 @@ FlashAttention, arXiv 2205.14135, algorithm 1). Whatever changes from token to t
 
 Keys and values lie as they are (BITS 0), or as codes of 8 or 4 bits, two of them in a byte: feature ``i`` in the lower
 half, ``i + WIDTH / 2`` in the upper. Codes are whole numbers that any type holds exactly: they are multiplied as they
-are, and what a code stands for, ``code * step + least``, is mended in the scores and in the weights.
+are, and what a code stands for, ``code * step + least``, is mended in the scores and in the weights. To the tensor
+cores (HALF) they are float16, and so is what they are multiplied by, whose range is kept within float16's:
+
+- A query is multiplied by a power of two, so that its greatest feature is 1 or more, and below 2. What float16 has no
+  bits for is below 2^-25 of that feature, far less than its own rounding to 16 bits.
+- A weight times its step is below 2^15, as `_ROOM` says, and the greatest so far is 2^14 or more. What is lost of the
+  small ones is below 2^-25 each: of 2^20 tokens together below 2^-19 of what the greatest alone adds.
 
 Legend: S sequences, H query heads, G KV heads, ROWS the query heads of a KV head, padded, D head width, padded.
 """
@@ -16,6 +22,20 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from lg.attention.impl.triton.codes import (
+    exponent_of,
+    load_part,
+    load_steps,
+    load_words,
+    numbers,
+    power_of,
+    store_part,
+)
+
+# The greatest product of a weight and its step has this exponent when it is the first or a new greatest.
+_ROOM = tl.constexpr(14.0)
+# float16 has no step above 0 and below: a vector of equal features has none, but a weight.
+_LEAST_STEP = tl.constexpr(2.0**-25)
 # Else their values would make kernels of their own.
 _ANY = ["num_groups", "num_entries", "num_slots", "num_heads", "num_shares"]
 
@@ -42,14 +62,6 @@ def load_features(
     return x
 
 
-@triton.jit
-def load_steps(SCALES, at, seen):
-    """What codes are multiplied by, and what is then added."""
-    step = tl.load(SCALES + at * 2, mask=seen, other=0.0).to(tl.float32)
-    least = tl.load(SCALES + at * 2 + 1, mask=seen, other=0.0).to(tl.float32)
-    return step, least
-
-
 @triton.jit(do_not_specialize=_ANY)
 def paged_attention(
     QUERY, KEY, KEY_SCALES, VALUE, VALUE_SCALES, OUT, LSE,
@@ -57,15 +69,13 @@ def paged_attention(
     q_row, q_head, num_groups, num_entries, num_slots, num_heads, scale,
     SEES: tl.constexpr, GROUPS: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr, D: tl.constexpr,
     PAGE: tl.constexpr, TOKENS: tl.constexpr, LEAST: tl.constexpr, KEY_BITS: tl.constexpr, VALUE_BITS: tl.constexpr,
-    PRECISION: tl.constexpr, UPCAST: tl.constexpr,
+    PRECISION: tl.constexpr, UPCAST: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     """A share's output and log-sum-exp. ``scale`` and LSE are in powers of two; OUT is [S, H, shares, WIDTH], LSE
     [S, H, shares]. A page is read TOKENS at a time.
     """
-    KEY_HALVES: tl.constexpr = 2 if KEY_BITS == 4 else 1
-    VALUE_HALVES: tl.constexpr = 2 if VALUE_BITS == 4 else 1
-    KEY_LIMIT: tl.constexpr = WIDTH // KEY_HALVES
-    VALUE_LIMIT: tl.constexpr = WIDTH // VALUE_HALVES
+    VALUE_PARTS: tl.constexpr = 4 if VALUE_BITS > 0 else 1
+    PACKED: tl.constexpr = HALF and not UPCAST
     share, kv_head, row = tl.program_id(0), tl.program_id(1), tl.program_id(2)
     num_shares = tl.num_programs(0)
     slot = tl.load(SLOTS + row)
@@ -85,18 +95,33 @@ def paged_attention(
     head = kv_head * GROUPS + member
     asks = member < GROUPS
     at_query = row.to(tl.int64) * q_row + head * q_head
-    q = load_features(QUERY, at_query, asks, 0, 1, D // KEY_HALVES, KEY_LIMIT, UPCAST)
-    other_q = q
-    sum_q = tl.sum(q.to(tl.float32), 1)
-    if KEY_BITS == 4:
-        other_q = load_features(QUERY, at_query, asks, KEY_LIMIT, 1, D // KEY_HALVES, KEY_LIMIT, UPCAST)
-        sum_q += tl.sum(other_q.to(tl.float32), 1)
+    of_dot = tl.full([ROWS], scale, tl.float32)
+    if KEY_BITS > 0:
+        q0 = load_part(QUERY, at_query, asks, 0, WIDTH, D, KEY_BITS)
+        q1 = load_part(QUERY, at_query, asks, 1, WIDTH, D, KEY_BITS)
+        q2 = load_part(QUERY, at_query, asks, 2, WIDTH, D, KEY_BITS)
+        q3 = load_part(QUERY, at_query, asks, 3, WIDTH, D, KEY_BITS)
+        of_least = tl.sum(q0 + q1 + q2 + q3, 1) * scale
+        if HALF:
+            size = tl.maximum(tl.maximum(tl.abs(q0), tl.abs(q1)), tl.maximum(tl.abs(q2), tl.abs(q3)))
+            power, inverse = power_of(tl.max(size, 1))
+            of_dot *= power
+            q0 = (q0 * inverse[:, None]).to(tl.float16)
+            q1 = (q1 * inverse[:, None]).to(tl.float16)
+            q2 = (q2 * inverse[:, None]).to(tl.float16)
+            q3 = (q3 * inverse[:, None]).to(tl.float16)
+    else:
+        q = load_features(QUERY, at_query, asks, 0, 1, D, WIDTH, UPCAST)
 
-    # The running output, in halves if values are, greatest score and sum of weights, in powers of two.
-    acc = tl.zeros([ROWS, D // VALUE_HALVES], tl.float32)
-    other_acc = tl.zeros([ROWS, D // VALUE_HALVES], tl.float32)
+    # The running output, in parts if values are, what weights are taken from, and their sum, in powers of two.
+    acc = tl.zeros([ROWS, D // VALUE_PARTS], tl.float32)
+    acc1, acc2, acc3 = acc, acc, acc
     most = tl.full([ROWS], float("-inf"), tl.float32)
     total = tl.zeros([ROWS], tl.float32)
+    # Beside codes, weights and what the least of codes adds to all features are summed over tokens at the end.
+    if VALUE_BITS > 0:
+        total = tl.zeros([ROWS, TOKENS], tl.float32)
+    added = total
     query = tl.zeros([TOKENS], tl.int32) + (length - 1)
     of_head = tl.zeros([TOKENS], tl.int32) + kv_head
 
@@ -109,48 +134,66 @@ def paged_attention(
         # Nothing is read that is not seen: what lies there may be anything.
         seen = SEES(query, token, of_head, ATTRIBUTES, num_slots, slot) & (token < length)
         at = number.to(tl.int64) * PAGE + place
-        if KEY_BITS == 4:
-            codes = load_features(KEY, at, seen, 0, KEY_LIMIT, D // 2, KEY_LIMIT, False)
-            score = tl.dot(q, tl.trans((codes & 15).to(q.dtype)), input_precision=PRECISION)
-            score = tl.dot(other_q, tl.trans((codes >> 4).to(q.dtype)), score, input_precision=PRECISION)
+        if KEY_BITS > 0:
+            k0, k1, k2, k3 = numbers(load_words(KEY, at, seen, WIDTH, D, KEY_BITS), KEY_BITS, HALF, PACKED)
+            score = tl.dot(q0, tl.trans(k0), input_precision=PRECISION)
+            score = tl.dot(q1, tl.trans(k1), score, input_precision=PRECISION)
+            score = tl.dot(q2, tl.trans(k2), score, input_precision=PRECISION)
+            score = tl.dot(q3, tl.trans(k3), score, input_precision=PRECISION)
+            step, least = load_steps(KEY_SCALES, at, seen)
+            score = score * of_dot[:, None] * step[None, :] + of_least[:, None] * least[None, :]
         else:
             k = load_features(KEY, at, seen, 0, WIDTH, D, WIDTH, UPCAST)
-            score = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION)
-        if KEY_BITS > 0:
-            step, least = load_steps(KEY_SCALES, at, seen)
-            score = score * step[None, :] + sum_q[:, None] * least[None, :]
-        score = tl.where(seen[None, :], score * scale, float("-inf"))
-        new = tl.maximum(most, tl.max(score, 1))
+            score = tl.dot(q, tl.trans(k.to(q.dtype)), input_precision=PRECISION) * scale
+        score = tl.where(seen[None, :], score, float("-inf"))
+        if VALUE_BITS > 0:
+            step, least = load_steps(VALUE_SCALES, at, seen)
+        if VALUE_BITS > 0 and HALF:
+            over = exponent_of(tl.maximum(tl.abs(step), _LEAST_STEP)) - _ROOM
+            new = tl.maximum(most, tl.max(score + over[None, :], 1))
+        else:
+            new = tl.maximum(most, tl.max(score, 1))
         # A query that has seen nothing yet has minus infinity, from which nothing can be taken.
         from_here = tl.where(new == float("-inf"), 0.0, new)
         weight = tl.exp2(score - from_here[:, None])
         shrink = tl.exp2(most - from_here)
-        total = total * shrink + tl.sum(weight, 1)
         acc *= shrink[:, None]
         if VALUE_BITS > 0:
-            step, least = load_steps(VALUE_SCALES, at, seen)
-            added = tl.sum(weight * least[None, :], 1)
+            total = total * shrink[:, None] + weight
+            added = added * shrink[:, None] + weight * least[None, :]
             weight *= step[None, :]
-            acc += added[:, None]
-        if VALUE_BITS == 4:
-            codes = load_features(VALUE, at, seen, 0, VALUE_LIMIT, D // 2, VALUE_LIMIT, False)
-            acc = tl.dot(weight.to(q.dtype), (codes & 15).to(q.dtype), acc, input_precision=PRECISION)
-            other_acc = other_acc * shrink[:, None] + added[:, None]
-            other_acc = tl.dot(weight.to(q.dtype), (codes >> 4).to(q.dtype), other_acc, input_precision=PRECISION)
+            if HALF:
+                weight = weight.to(tl.float16)
+            v0, v1, v2, v3 = numbers(load_words(VALUE, at, seen, WIDTH, D, VALUE_BITS), VALUE_BITS, HALF, PACKED)
+            acc = tl.dot(weight, v0, acc, input_precision=PRECISION)
+            acc1 = tl.dot(weight, v1, acc1 * shrink[:, None], input_precision=PRECISION)
+            acc2 = tl.dot(weight, v2, acc2 * shrink[:, None], input_precision=PRECISION)
+            acc3 = tl.dot(weight, v3, acc3 * shrink[:, None], input_precision=PRECISION)
         else:
+            total = total * shrink + tl.sum(weight, 1)
             v = load_features(VALUE, at, seen, 0, WIDTH, D, WIDTH, UPCAST)
-            acc = tl.dot(weight.to(q.dtype), v.to(q.dtype), acc, input_precision=PRECISION)
+            TYPE: tl.constexpr = tl.float32 if UPCAST else QUERY.dtype.element_ty
+            acc = tl.dot(weight.to(TYPE), v.to(TYPE), acc, input_precision=PRECISION)
         most = new
 
-    total = tl.where(total == 0.0, 1.0, total)
+    sum_of_weights = total
+    if VALUE_BITS > 0:
+        sum_of_weights = tl.sum(total, 1)
+    sum_of_weights = tl.where(sum_of_weights == 0.0, 1.0, sum_of_weights)
     at_out = (row.to(tl.int64) * num_heads + head) * num_shares + share
-    tl.store(LSE + at_out, most + tl.log2(total), mask=asks)
-    column = tl.arange(0, D // VALUE_HALVES)
-    OUT += (at_out * WIDTH)[:, None] + column[None, :]
-    within = asks[:, None] & (column < VALUE_LIMIT)[None, :]
-    tl.store(OUT, (acc / total[:, None]).to(OUT.dtype.element_ty), mask=within)
-    if VALUE_BITS == 4:
-        tl.store(OUT + VALUE_LIMIT, (other_acc / total[:, None]).to(OUT.dtype.element_ty), mask=within)
+    tl.store(LSE + at_out, most + tl.log2(sum_of_weights), mask=asks)
+    at_out *= WIDTH
+    if VALUE_BITS > 0:
+        to_all, over_all = tl.sum(added, 1)[:, None], sum_of_weights[:, None]
+        store_part(OUT, (acc + to_all) / over_all, at_out, asks, 0, WIDTH, D, VALUE_BITS)
+        store_part(OUT, (acc1 + to_all) / over_all, at_out, asks, 1, WIDTH, D, VALUE_BITS)
+        store_part(OUT, (acc2 + to_all) / over_all, at_out, asks, 2, WIDTH, D, VALUE_BITS)
+        store_part(OUT, (acc3 + to_all) / over_all, at_out, asks, 3, WIDTH, D, VALUE_BITS)
+    else:
+        column = tl.arange(0, D)
+        within = asks[:, None] & (column < WIDTH)[None, :]
+        out = (acc / sum_of_weights[:, None]).to(OUT.dtype.element_ty)
+        tl.store(OUT + at_out[:, None] + column[None, :], out, mask=within)
 
 
 @triton.jit(do_not_specialize=_ANY)

@@ -65,14 +65,14 @@ class Launch(NamedTuple):
 _INTERPRETED = Launch(64, 4, 1, 1)
 
 
-def refusal(dtype: torch.dtype | None, width: int, device: torch.device, text: str) -> str | None:
+def refusal(dtype: torch.dtype | None, width: int, device: torch.device, text: str = "True") -> str | None:
     """What the kernels do not take.
 
     Args:
         dtype: of queries; None while it is not known.
         width: of a head.
         device: of all tensors.
-        text: the predicate's.
+        text: the predicate's; those that only move keys and values ask for none.
     """
     if dtype is not None and dtype not in _DTYPES:
         return f"lg's Triton kernels are for {', '.join(str(d)[6:] for d in _DTYPES)}, not {str(dtype)[6:]}"
@@ -106,13 +106,14 @@ def attention(
     (rows, num_heads, width), (num_slots, num_groups, num_entries) = q.shape, pages.logical.shape
     num_kv, page = len(pages.heads), keys[0].shape[1]
     q = q if q.stride(2) == 1 else q.contiguous()
-    launch = launch or (_INTERPRETED if interpreted() else launch_of(q.dtype, width))
+    groups, bits = num_heads // num_kv, (_bits(keys, width), _bits(values, width))
+    launch = launch or (_INTERPRETED if interpreted() else launch_of(q.dtype, width, bits))
     shares = shares or _shares(rows * num_kv, num_entries, launch.resident * _multiprocessors(q.device))
     out = torch.empty(rows, num_heads, width, dtype=q.dtype, device=q.device)
     partial = q.new_empty(rows, num_heads, shares, width, dtype=torch.float32) if shares > 1 else out
     lse = q.new_empty(rows, num_heads, shares, dtype=torch.float32)
-    groups, bits = num_heads // num_kv, (_bits(keys, width), _bits(values, width))
-    padded = _padded(width, bits)
+    # Of codes a fourth is multiplied at a time, which 4 warps share best in 32 columns.
+    padded = max(_padded(width, bits), 128 if any(bits) else 0)
     with on(q.device):
         decode.paged_attention[shares, num_kv, rows](
             q, keys[0], keys[-1], values[0], values[-1], partial, lse,
@@ -121,6 +122,7 @@ def attention(
             SEES=function(text), GROUPS=groups, ROWS=max(_power_of_two(groups), _ROWS), WIDTH=width, D=padded,
             PAGE=page, TOKENS=min(launch.tokens, page), LEAST=_LEAST, KEY_BITS=bits[0], VALUE_BITS=bits[1],
             PRECISION="ieee" if q.dtype == torch.float32 else "tf32", UPCAST=interpreted(),
+            HALF=q.dtype != torch.float32,
             num_warps=launch.num_warps, num_stages=launch.num_stages, enable_fp_fusion=True,
         )  # fmt: skip
         if shares > 1:
@@ -159,6 +161,30 @@ def write(
         )  # fmt: skip
 
 
+def read(room: tuple[Tensor, ...], heads: Tensor, pages: Tensor, places: Tensor, out: Tensor) -> None:
+    """Lays pages where many tokens read them.
+
+    Args:
+        room: keys or values, as those of `attention`.
+        heads: those of `Pages`.
+        pages: of each group, as `Pages.physical` has them: int32 [F, n].
+        places: the row of ``out`` that the first token of each is laid in, the others in those after it; negative where
+            there is no page: int32 [F, n].
+        out: contiguous [G, rows, D]; tokens beyond its rows are left out.
+    """
+    from lg.attention.impl.triton import gather
+    from lg.attention.impl.triton.launch import interpreted, on
+
+    num_heads, num_rows, width = out.shape
+    bits, num_pages = _bits(room, width), pages.shape[1]
+    with on(out.device):
+        gather.gather_pages[num_pages, num_heads](
+            room[0], room[-1], heads, pages, places, out, num_pages, num_rows,
+            WIDTH=width, D=_padded(width, (bits, bits)), PAGE=room[0].shape[1], BITS=bits, UPCAST=interpreted(),
+            num_warps=4, enable_fp_fusion=False,
+        )  # fmt: skip
+
+
 def _as_kept(x: Tensor, room: tuple[Tensor, ...]) -> Tensor:
     """In the room's type, if it has no codes; features side by side."""
     x = x.to(room[0].dtype) if len(room) == 1 else x
@@ -171,7 +197,7 @@ def _bits(room: tuple[Tensor, ...], width: int) -> int:
 
 
 def _padded(width: int, bits: tuple[int, int]) -> int:
-    """A head's width in a kernel: each half too is one that the tensor cores take, if halves are multiplied."""
+    """A head's width in a kernel: each half too is one that there are layouts for, if halves are packed."""
     return max(_power_of_two(width), 32 if 4 in bits else 16)
 
 
@@ -180,17 +206,21 @@ def _power_of_two(number: int) -> int:
     return 1 << (number - 1).bit_length()
 
 
-def launch_of(dtype: torch.dtype, width: int) -> Launch:
+def launch_of(dtype: torch.dtype, width: int, bits: tuple[int, int]) -> Launch:
     """What the kernel that reads is launched with.
 
     Args:
         dtype: of queries.
         width: of a head.
+        bits: of the codes of keys, and of values; 0 where they lie as they are.
     """
     if dtype == torch.float32:
         # Products are exact to the last bit, on the general cores, and held in registers: larger ones spill.
         return Launch(16, 8, 2, 2)
-    return Launch(64, 4, 3, 4 if width <= 128 else 2)
+    if width > 128:
+        return Launch(64, 4, 3, 2)
+    # What turns codes into numbers is shared by fewer threads: each has fewer instructions around it.
+    return Launch(64, 2 if any(bits) else 4, 3, 4)
 
 
 def _shares(lists: int, entries: int, resident: int) -> int:

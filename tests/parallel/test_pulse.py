@@ -1,0 +1,68 @@
+"""A rank that shows nothing any more is named, and one rank is the first to tell."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch.distributed as dist
+
+from lg.parallel.pulse import Missing, Pulse, start_pulse
+from lg.parallel.watch import EVERY_S
+
+TIMEOUT_S = 2.0
+
+
+@contextmanager
+def pulses(num: int, num_ranks: int) -> Iterator[tuple[list[Pulse], dist.Store]]:
+    """The first ``num`` ranks of a run, and a client of their store."""
+    ports: list[int] = []
+
+    def agree(port: int) -> int:
+        ports.append(port or ports[0])
+        return ports[0]
+
+    made = [start_pulse(rank, num_ranks, "127.0.0.1", TIMEOUT_S, agree) for rank in range(num)]
+    found = [pulse for pulse in made if pulse is not None]
+    assert len(found) == num
+    try:
+        yield found, dist.TCPStore("127.0.0.1", ports[0], is_master=False, wait_for_workers=False)
+    finally:
+        for pulse in found[1:] + found[:1]:
+            pulse.stop()
+
+
+def asked(pulse: Pulse, seconds: float) -> Missing | None:
+    """What it tells as soon as it tells anything."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if (missing := pulse.missing()) is not None:
+            return missing
+        time.sleep(EVERY_S)
+    return None
+
+
+def test_a_rank_that_is_silent_is_named_and_one_that_has_not_begun_or_has_ended_is_not() -> None:
+    with pulses(3, 5) as ((first, second, third), store):
+        third.stop()
+        store.set("beat/3", "7 far")
+        assert asked(first, 1.0) is None
+        missing = asked(first, 20.0)
+        assert missing is not None and missing.ranks == [3]
+        assert (
+            missing.clause.startswith("rank 3 on far is not heard of for 2 seconds") and "timeout_s" in missing.clause
+        )
+        assert first.speaker(missing) == 0 and first.speaker(Missing([0, 1], "")) == 2
+        assert second.missing() is None or second.missing() == missing
+
+
+def test_one_rank_is_the_first_to_tell() -> None:
+    with pulses(2, 2) as ((first, second), _):
+        assert [second.is_first_to_tell(), first.is_first_to_tell(), second.is_first_to_tell()] == [True, False, False]
+
+
+def test_a_store_that_is_out_of_reach_is_told_and_harms_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    assert start_pulse(1, 2, "127.0.0.1", TIMEOUT_S, lambda _: 0) is None
+    assert "rank 1 reaches no store at 127.0.0.1" in caplog.text
