@@ -96,6 +96,7 @@ def main() -> None:
     line.add_argument("--new", type=int, default=500)
     args = line.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    on = torch.cuda.get_device_name() if device.type == "cuda" else processor()
     path, rows = args.models / "smollm2", []
     (prompt,) = pieces([Fetched("austen")], TokenizerFile(str(path / "tokenizer.json")), args.prompt, 1)
     prompt = prompt.to(device)
@@ -103,6 +104,7 @@ def main() -> None:
     def add(case: str, **told: Any) -> None:
         rows.append({"case": case, "prompt": args.prompt, **told})
         print(json.dumps(rows[-1]), flush=True)
+        write(args.out, "SmolLM2 135M written by lg and by transformers", on, ["torch", "transformers"], rows)
 
     def theirs(folder: Path, dtype: torch.dtype) -> Any:
         return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=True, dtype=dtype).to(device).eval()
@@ -124,8 +126,6 @@ def main() -> None:
             off = error(by_transformers(theirs(out, torch.bfloat16), text, len(prompt)), true)
             add(f"{name}, bfloat16, transformers", **off)
             del decoder
-    on = torch.cuda.get_device_name() if device.type == "cuda" else processor()
-    write(args.out, "SmolLM2 135M written by lg and by transformers", on, ["torch", "transformers"], rows)
 
 
 if __name__ == "__main__":
