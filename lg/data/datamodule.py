@@ -7,6 +7,7 @@ from typing import Any, Literal
 import numpy as np
 import numpy.typing as npt
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -366,11 +367,14 @@ class TextData(LightningDataModule):
         return {"shards": [of_ranks[number] for number in range(num_shards)], **told}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Goes on from where the checkpoint was saved.
+        """Goes on from where the checkpoint was saved, if anything trains.
 
         Raises:
             ValueError: the checkpoint is of a stream that another number of ranks read.
         """
+        if self.trainer is not None and self.trainer.state.fn != TrainerFn.FITTING:
+            # Lightning hands it to whatever reads a checkpoint; what is held out is the same on any number of ranks.
+            return
         before, now = state_dict.get("positions"), repr(self.positions)
         if before not in (None, now):
             _log.warning(

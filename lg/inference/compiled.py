@@ -18,6 +18,8 @@ from torch import Tensor
 
 from lg.models.decoder import Decoder
 
+_LIMIT = 4096
+
 
 def compiled(decoder: Decoder) -> Decoder:
     """Changes ``decoder`` in place, to be read by a `Runner`: both halves of its blocks, its last norm and its head.
@@ -44,6 +46,8 @@ def _by_count(function: Callable[..., Any], for_one: dict[str, Any]) -> Callable
     several = torch.compile(function, fullgraph=True)
 
     def run(x: Tensor, *others: Tensor) -> Any:
-        return (one if len(x) == 1 else several)(x, *others)
+        # Decoders of all shapes and types share the code of a function, and dynamo's limit of graphs is for one code.
+        with torch._dynamo.config.patch(recompile_limit=_LIMIT, accumulated_recompile_limit=_LIMIT):
+            return (one if len(x) == 1 else several)(x, *others)
 
     return run

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from functools import cache
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -115,9 +115,9 @@ class Matvecs(CustomGraphPass):
         of_row: dict[Node, list[_Product]] = {}
         for product in self._products(graph):
             of_row.setdefault(product.x, []).append(product)
-        for x, products in of_row.items():
+        for products in of_row.values():
             for first in range(0, len(products), _MOST):
-                _replace(graph, x, products[first : first + _MOST])
+                _replace(graph, products[first : first + _MOST])
 
     # Graphs that are compiled with a pass of the same kind serve whoever asks with another.
 
@@ -134,14 +134,14 @@ class Matvecs(CustomGraphPass):
     def _products(self, graph: Graph) -> Iterator[_Product]:
         for op, has_bias in ((torch.ops.aten.mm.default, False), (torch.ops.aten.addmm.default, True)):
             for node in graph.find_nodes(op="call_function", target=op):
-                *bias, x, turned = node.args
+                x, turned = node.args[-2:]
                 # Weights lie there from the beginning; what is computed first stays with the library.
                 if node.kwargs or turned.target is not torch.ops.aten.permute.default or list(turned.args[1]) != [1, 0]:
                     continue
                 weight = turned.args[0]
                 if weight.op != "placeholder" or not self._takes(x.meta["val"], weight.meta["val"]):
                     continue
-                yield _Product(node, x, weight, bias[0] if has_bias else None)
+                yield _Product(node, weight, has_bias)
 
     def _takes(self, x: Tensor, weight: Tensor) -> bool:
         same = x.device.type in self._device_types and x.dtype == weight.dtype and x.dtype in DTYPES
@@ -151,15 +151,24 @@ class Matvecs(CustomGraphPass):
 
 
 class _Product(NamedTuple):
-    """A product in a graph: of the row ``x`` with ``weight``, and ``bias`` added to it."""
+    """A product in a graph: of a row with ``weight``, and perhaps a bias added to it."""
 
     node: Node
-    x: Node
     weight: Node
-    bias: Node | None
+    has_bias: bool
+
+    @property
+    def x(self) -> Node:
+        """The row, which may be a product itself: another node once that is replaced."""
+        return cast("Node", self.node.args[-2])
+
+    @property
+    def bias(self) -> Node | None:
+        """Likewise."""
+        return cast("Node", self.node.args[0]) if self.has_bias else None
 
 
-def _replace(graph: Graph, x: Node, products: Sequence[_Product]) -> None:
+def _replace(graph: Graph, products: Sequence[_Product]) -> None:
     def call(op: torch._ops.OpOverload, *args: object) -> Node:
         node = graph.call_function(op, args)  # type: ignore[arg-type]
         node.meta["val"] = op(*torch.fx.map_arg(node.args, lambda arg: arg.meta["val"]))
@@ -168,10 +177,11 @@ def _replace(graph: Graph, x: Node, products: Sequence[_Product]) -> None:
     # The first of them in the graph: all that it takes is there.
     nodes = {product.node for product in products}
     with graph.inserting_before(next(node for node in graph.nodes if node in nodes)):
-        together = call(torch.ops.lg.matvec.default, x, [product.weight for product in products])
+        together = call(torch.ops.lg.matvec.default, products[0].x, [product.weight for product in products])
     first = 0
-    for node, _, weight, bias in products:
-        end = first + weight.meta["val"].shape[0]
+    for product in products:
+        node, bias = product.node, product.bias
+        end = first + product.weight.meta["val"].shape[0]
         with graph.inserting_before(node):
             one = call(torch.ops.aten.slice.Tensor, together, 1, first, end) if len(products) > 1 else together
             if bias is not None:

@@ -100,9 +100,12 @@ class Runner:
             patterns, config.num_kv_heads, config.head_width, max_length, num_slots, capacity, formats, weight.device
         )
         of_pattern = {kind.pattern: kind for kind in self.cache.kinds}
+        # Keys of layers that do not rotate are never to be.
         states = [
-            PagedAttention(self.cache, layer, of_pattern[pattern], rotated, impl)
-            for layer, pattern in enumerate(patterns)
+            PagedAttention(self.cache, layer, of_pattern[pattern], rotated or not block.mixer.rotates, impl)
+            for layer, (pattern, block) in enumerate(
+                zip(patterns, cast("Sequence[Block]", decoder.blocks), strict=True)
+            )
         ]
         self.states: list[State] = [*states]
         single = wanted(graphs, decoder, states, max_length)

@@ -78,4 +78,4 @@ def _norm(parameters: Sequence[torch.nn.Parameter]) -> Tensor | None:
     if not gradients:
         return None
     exact = torch.promote_types(gradients[0].dtype, torch.float32)
-    return whole_norm(torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients, 2, dtype=exact))))
+    return whole_norm(gradients, exact)

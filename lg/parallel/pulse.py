@@ -80,6 +80,9 @@ class Pulse(threading.Thread):
         rank: this one.
         num_ranks: how many there are.
         timeout_s: how long a collective may take.
+
+    Attributes:
+        apart_s: seconds by which one rank may notice later than another what both can see.
     """
 
     def __init__(self, store: Store, asked: Store, rank: int, num_ranks: int, timeout_s: float) -> None:
@@ -89,6 +92,7 @@ class Pulse(threading.Thread):
         self._rank = rank
         self._patience_s = _PART * timeout_s
         self._every_s = max(EVERY_S, self._patience_s / _LOOKS)
+        self.apart_s = 2 * self._every_s + EVERY_S
         self._keys = [_key(number) for number in range(num_ranks)]
         self._beats = [Beat(_NOT_YET, "")] * num_ranks
         # Seconds for which a rank has shown nothing new, and in which the store has not answered.
@@ -137,8 +141,15 @@ class Pulse(threading.Thread):
         return self._told(silent) if silent else None
 
     def speaker(self, missing: Missing) -> int:
-        """The rank that tells of them."""
-        return next(rank for rank in range(len(self._beats)) if rank not in missing.ranks)
+        """The rank that tells of them where this one is.
+
+        Where the first rank is missing, and with it the store, nobody knows who else of its host is: each host tells.
+        """
+        others = [rank for rank in range(len(self._beats)) if rank not in missing.ranks]
+        if 0 in missing.ranks:
+            host = self._beats[self._rank].host
+            return next((rank for rank in others if self._beats[rank].host == host), others[0])
+        return others[0]
 
     def is_first_to_tell(self) -> bool:
         """Whether no other rank has asked this before; also if nobody answers that any more."""

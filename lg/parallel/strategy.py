@@ -313,7 +313,8 @@ class HybridStrategy(ModelParallelStrategy):
         if self._pulse is None or missing is None or self._has_failed or self._is_told:
             return None
         if self._pulse.speaker(missing) != self.global_rank:
-            return "", GRACE_S
+            # Not before that one: it would be told of instead.
+            return "", GRACE_S + self._pulse.apart_s
         if self.global_rank - self.local_rank in missing.ranks and is_started_by_launcher():
             self._stopped = os.getppid()
         return missing.clause, 0.0

@@ -219,6 +219,19 @@ def test_from_python(folder: Path) -> None:
         assert (one.prompt, one.stood, len(one.written.tokens)) == (text[:50], text[50:54], 4)
 
 
+def test_where_training_was_in_its_data_is_no_matter(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    saved = torch.load(checkpoint(folder), weights_only=True)
+    # As of a stream that two ranks have read, with positions that nothing else has.
+    saved["TextData"] = {"shards": [saved["TextData"]["train"]] * 2, "positions": "PoSE(target=256, chunks=2)"}
+    torch.save(saved, tmp_path / "stream.ckpt")
+    assert predicted(folder, tmp_path / "out.jsonl", "--ckpt_path", str(tmp_path / "stream.ckpt"), "--num_documents=1")
+    words = ("--config", str(folder / "config.yaml"), "--ckpt_path", str(tmp_path / "stream.ckpt"))
+    assert main(["validate", *words, "--trainer.limit_val_batches=1", "--trainer.logger=false"]) == 0
+    assert "goes on with" not in caplog.text
+
+
 class Own(pl.LightningDataModule):
     """Documents of its own."""
 

@@ -133,6 +133,25 @@ def test_all_else_is_the_librarys(rows: int, dtype: torch.dtype, device: str, tu
     assert targets(graph).count("aten.mm.default") == 1 - count
 
 
+def one_after_another(x: Tensor, one: Tensor, a: Tensor, b: Tensor, bias: Tensor) -> tuple[Tensor, ...]:
+    """As a low-rank layer is computed, and a layer without anything between its halves."""
+    low = F.linear(x, a)
+    return F.linear(x, one) + 2.0 * F.linear(low, b), F.linear(F.linear(low, b, bias), one), low
+
+
+def test_a_product_may_be_the_row_of_another() -> None:
+    inputs = [torch.randn(*shape) for shape in ((1, 24), (24, 24), (5, 24), (24, 5), (24,))]
+    graph = traced(one_after_another, *inputs)
+    ON_CPU(graph.graph)
+    graph.graph.lint()
+    graph.recompile()
+    called = targets(graph)
+    assert called.count("lg.matvec.default") == 3
+    assert "aten.mm.default" not in called and "aten.addmm.default" not in called
+    for got, want in zip(graph(*inputs), one_after_another(*inputs), strict=True):
+        torch.testing.assert_close(got, want, rtol=1e-5, atol=1e-4)
+
+
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_block_is_four_launches(bias: bool) -> None:
     config = DecoderConfig(2, 32, 4, 2, 8, 48, 61, qkv_bias=bias)

@@ -21,13 +21,15 @@ LENGTH = 420
 PIECES = [130, 1, 1, 61, 64, 1, 63, 1, 1, 3, 1]
 
 
-def decoder(*patterns: Pattern, heads: int | None = None, scaling: RopeScaling | None = None) -> Decoder:
+def decoder(
+    *patterns: Pattern, heads: int | None = None, scaling: RopeScaling | None = None, unturned: tuple[int, ...] = ()
+) -> Decoder:
     torch.manual_seed(0)
     made_for = next((pattern.made_for for pattern in patterns if pattern.made_for), None)
     heads = heads or made_for or 2
     config = DecoderConfig(
         num_layers=len(patterns), width=32, num_heads=2 * heads, num_kv_heads=heads, head_width=16, ffn_width=32,
-        vocab_size=50, rope_scaling=scaling,
+        vocab_size=50, rope_scaling=scaling, no_rope_layers=unturned,
     )  # fmt: skip
     model = Decoder(config, patterns).eval().double()
     for parameter in model.parameters():
@@ -115,6 +117,18 @@ def test_keys_may_be_kept_before_they_are_rotated(scaling: RopeScaling | None) -
         expected = whole(model, tokens[:end]) if scaling is None else None
         if expected is not None:
             torch.testing.assert_close(got[0], expected[end - 1], atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize("rotated", [True, False])
+def test_layers_that_do_not_rotate_never_do(rotated: bool) -> None:
+    model, tokens = decoder(Causal(), Causal(), unturned=(1,)), some_tokens(200)
+    expected, runner = whole(model, tokens), Runner(model, max_length=200, rotated=rotated)
+    slot, end = runner.open(200), 0
+    assert slot is not None
+    for count in (40, 1, 90, 1, 68):
+        got = runner.read(tokens[end : end + count], [(slot, count)])
+        end += count
+        torch.testing.assert_close(got[0], expected[end - 1], atol=1e-6, rtol=1e-5)
 
 
 def test_one_layer_follows_frequencies_that_change() -> None:

@@ -9,8 +9,9 @@ from contextlib import contextmanager
 import pytest
 import torch.distributed as dist
 
-from lg.parallel.pulse import Missing, Pulse, start_pulse
-from lg.parallel.watch import EVERY_S
+from lg.parallel.pulse import Beat, Missing, Pulse, start_pulse
+from lg.parallel.strategy import HybridStrategy
+from lg.parallel.watch import EVERY_S, GRACE_S
 
 TIMEOUT_S = 2.0
 
@@ -56,6 +57,28 @@ def test_a_rank_that_is_silent_is_named_and_one_that_has_not_begun_or_has_ended_
         )
         assert first.speaker(missing) == 0 and first.speaker(Missing([0, 1], "")) == 2
         assert second.missing() is None or second.missing() == missing
+
+
+def test_where_the_first_host_is_gone_a_rank_of_each_other_host_tells() -> None:
+    def speaker(rank: int, *missing: int) -> int:
+        pulse = Pulse(dist.HashStore(), dist.HashStore(), rank, 5, TIMEOUT_S)
+        pulse._beats = [Beat(9, "a"), Beat(9, "a"), Beat(9, "b"), Beat(9, "b"), Beat(9, "c")]
+        return pulse.speaker(Missing([*missing], ""))
+
+    # Of the first host only rank 0, which has the store, is known to be silent.
+    assert [speaker(rank, 0) for rank in range(1, 5)] == [1, 2, 2, 4]
+    assert [speaker(rank, 0, 2) for rank in (1, 3, 4)] == [1, 3, 4]
+    assert [speaker(rank, 2) for rank in (0, 1, 3, 4)] == [0] * 4
+
+
+def test_a_rank_that_says_nothing_waits_for_the_one_that_tells() -> None:
+    """It would end first otherwise, and be told of in place of the one that is silent."""
+    strategy = HybridStrategy()
+    pulse = strategy._pulse = Pulse(dist.HashStore(), dist.HashStore(), 0, 3, 1800.0)
+    pulse._silent = [1700.0, 0.0, 0.0]
+    told = strategy._missing()
+    # Looks are 8.1 seconds apart.
+    assert told is not None and told[0] == "" and told[1] > GRACE_S + 2 * 8
 
 
 def test_one_rank_is_the_first_to_tell() -> None:
