@@ -220,8 +220,10 @@ def test_from_python(folder: Path) -> None:
 
 
 def test_where_training_was_in_its_data_is_no_matter(
-    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Without a logger the configuration is kept where one stands.
+    monkeypatch.chdir(tmp_path)
     saved = torch.load(checkpoint(folder), weights_only=True)
     # As of a stream that two ranks have read, with positions that nothing else has.
     saved["TextData"] = {"shards": [saved["TextData"]["train"]] * 2, "positions": "PoSE(target=256, chunks=2)"}
