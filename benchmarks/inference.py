@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import earlier, installed, parser, processor, write
+from report import complaint, earlier, installed, parser, processor, write
 
 K = 1024
 LLAMA_2, LLAMA_3 = "llama-2-7b", "llama-3-8b"
@@ -241,7 +241,7 @@ def measured(
                     return
             if left:
                 command, number = left[0]
-                error = log.read_text(errors="replace").strip()[-1500:] or f"ended with {process.returncode}"
+                error = complaint(log.read_text(errors="replace")) or f"ended with {process.returncode}"
                 yield command.cases[number], command.half, {"error": error}
 
 

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import parser, processor, write
+from report import complaint, parser, processor, write
 
 HERE = Path(__file__).parent
 ADAPTER = "--model.adapter={class_path: LoRA, init_args: {rank: 8, alpha: 16, also_train: [embedding, norm]}}"
@@ -41,7 +41,7 @@ def step(name: str, length: int, layers: int, toy: bool) -> dict[str, Any]:
         done = subprocess.run(command, capture_output=True, text=True, check=False)
         told: dict[str, Any] = {"case": name, "length": length, "layers": layers}
         if done.returncode or not out.exists():
-            return {**told, "error": (done.stderr or done.stdout)[-1500:]}
+            return {**told, "error": complaint(done.stderr or done.stdout)}
         (row,) = json.loads(out.read_text())["rows"]
     return {**told, **row}
 

@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from report import earlier, parser, processor, write
+from report import complaint, earlier, parser, processor, write
 
 from lg.attention.schedule import Measured, written
 from lg.data import Fetched, TokenizerFile
@@ -89,7 +89,7 @@ def trained(case: Case, models: Path, options: list[str], gpu: int | None) -> di
                 [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
             )
             if done.returncode:
-                return {**case._asdict(), "error": (done.stderr or done.stdout)[-1500:]}
+                return {**case._asdict(), "error": complaint(done.stderr or done.stdout)}
         return {**case._asdict(), **json.loads(out.read_text())}
 
 

@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import earlier, parser, processor, scalars, write
+from report import complaint, earlier, parser, processor, scalars, write
 
 from lg.attention import Documents
 from lg.data import Fetched, TokenizerFile
@@ -67,7 +67,7 @@ def twin(name: str, models: Path, options: list[str], texts: list[torch.Tensor],
             check=False,
         )
         if done.returncode:
-            raise RuntimeError(f"lg {words[0]}: {(done.stderr or done.stdout)[-1500:]}")
+            raise RuntimeError(f"lg {words[0]}: {complaint(done.stderr or done.stdout)}")
 
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)

@@ -49,6 +49,12 @@ def installed(*names: str) -> list[str]:
     return [name for name in names if name in there]
 
 
+def complaint(printed: str) -> str:
+    """What a process that has failed says at last, without the path of this checkout."""
+    lines = printed.strip().splitlines()
+    return lines[-1].replace(f"{Path(__file__).parents[1]}/", "")[:500] if lines else ""
+
+
 def processor() -> str:
     """The processor's name, as far as the system tells."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import earlier, installed, parser, write
+from report import complaint, earlier, installed, parser, write
 
 HERE = Path(__file__).parent
 K = 1024
@@ -103,7 +103,7 @@ def measured(case: Case, gpus: int) -> dict[str, Any]:
             command, capture_output=True, text=True, check=False, env={**os.environ, "PYTHONPATH": path}
         )
         if done.returncode or not out.exists():
-            return {**told, "gpus": own, "error": (done.stderr or done.stdout)[-1500:]}
+            return {**told, "gpus": own, "error": complaint(done.stderr or done.stdout)}
         (row,) = json.loads(out.read_text())["rows"]
     return {**told, "gpus": own, "options": list(case.options), **row}
 

@@ -10,6 +10,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from pathlib import Path
 
 import torch
@@ -65,14 +66,7 @@ def largest_batch(
     decoder: Decoder, length: int, formats: tuple[Format, Format] | None, num_bytes: int, most: int = 256
 ) -> int:
     """How many sequences of some length have room in so many bytes, up to ``most``; 0 if none has."""
-    low, high = 0, most
-    while low < high:
-        middle = (low + high + 1) // 2
-        if room_bytes(decoder, length, middle, formats=formats) <= num_bytes:
-            low = middle
-        else:
-            high = middle - 1
-    return low
+    return bisect_right(range(1, most + 1), num_bytes, key=lambda n: room_bytes(decoder, length, n, formats=formats))
 
 
 def free_memory(device: torch.device) -> int:

@@ -74,7 +74,6 @@ class Tables:
         self.heads = torch.from_numpy(heads).to(device)
         self._versions: list[int] = []
         self._copied: dict[tuple[int, int], Numbers] = {}
-        self._rows: tuple[Step, Rows] | None = None
 
     def rows(self, step: Step, told: Mapping[int, Mapping[str, int]]) -> Rows:
         """The sequences of a step that read one token each; made once for all layers.
@@ -83,13 +82,15 @@ class Tables:
             step: pieces of any length.
             told: attributes of each open sequence's document, by slot.
         """
-        if self._rows is None or self._rows[0] is not step:
+
+        def make() -> Rows:
             self.update(told)
             pieces = [piece for piece in step.pieces if piece.count == 1]
             on_host = torch.tensor([[one.slot for one in pieces], [one.first + 1 for one in pieces]])
             slots, lengths = moved(on_host.int(), self.counts.device)
-            self._rows = step, self.rows_of(slots, lengths)
-        return self._rows[1]
+            return self.rows_of(slots, lengths)
+
+        return step.once((id(self), "rows"), make)
 
     def rows_of(self, slots: Tensor, lengths: Tensor) -> Rows:
         """The same of slots and lengths that are on the device, from the book as it is there."""
