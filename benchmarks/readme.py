@@ -69,8 +69,8 @@ def inference(result: dict[str, Any]) -> str:
     """A long prompt read and written after, in short."""
     rows = [row for row in written(result) if (row["model"], row["device"], row["asked_batch"]) == _SHOWN]
     parts = [
-        "Reading 131,072 tokens and writing on, the llama-2-7b shape (random weights, bf16) on one GPU, transformers\n"
-        "on another of that kind ([more](docs/inference.md)).\n",
+        "Reading 131,072 tokens and writing on, the llama-2-7b shape (random weights, bf16) on one GPU, in one run\n"
+        "([more](docs/inference.md)).\n",
         table(
             ["", "until the first token", "a token", "of the bandwidth", "keys and values"],
             [[name_of(row), *figures(row)] for row in rows if row["local"] != "strided_2k"],
@@ -81,9 +81,8 @@ def inference(result: dict[str, Any]) -> str:
 
 
 def written(result: dict[str, Any]) -> list[dict[str, Any]]:
-    """The rows that have figures, transformers last."""
-    rows = [row for row in result["rows"] if "decode_ms_per_token" in row or "prefill_s" in row]
-    return sorted(rows, key=lambda row: row["impl"] != "lg")
+    """The rows that have figures or say why they have none, transformers last."""
+    return sorted(result["rows"], key=lambda row: row["impl"] != "lg")
 
 
 def name_of(row: dict[str, Any]) -> str:
@@ -115,7 +114,8 @@ def all_inference(result: dict[str, Any]) -> str:
             if (row["model"], row["length"], row["asked_batch"] == "most", row["device"])
             == (model, length, batch, device)
         ]  # fmt: skip
-        lines = [[name_of(row), str(row["batch"]), *figures(row)] for row in group]
+        lines = [[name_of(row), str(row.get("batch", 1)), *figures(row)] for row in group if "error" not in row]
+        lines += [[name_of(row), row["error"], "", "", "", ""] for row in group if "error" in row]
         many = ", as many sequences as fit" if batch else ""
         parts.append(
             f"{model}, {length:,} tokens{many}, {device}:\n\n"

@@ -45,7 +45,9 @@ AFTERWARDS = {"e2llm": 4.0}
 
 def context(decoder: Decoder, texts: list[torch.Tensor], targets: int, contexts: tuple[int, ...]) -> dict[str, Any]:
     """Mean losses by context, and what each longer one changes against 8K, with intervals."""
-    losses = losses_by_context(decoder, texts, targets, contexts)
+    device = decoder.embedding.weight.device.type
+    with torch.autocast(device, torch.bfloat16, enabled=device == "cuda"):
+        losses = losses_by_context(decoder, texts, targets, contexts)
     base = contexts[min(1, len(contexts) - 1)]
     against = {str(n): vars(paired(losses[:, contexts.index(base)], losses[:, i])) for i, n in enumerate(contexts)}
     return {"texts": len(texts), "loss_nats": dict(zip(map(str, contexts), losses.mean(0).tolist(), strict=True)),
@@ -82,7 +84,7 @@ def twin(name: str, models: Path, options: list[str], texts: list[torch.Tensor],
             "wall_s": seconds,
             "tokens": told["data/tokens"][-1][1],
             # The first steps compile, and are not counted.
-            "tokens_per_s": statistics.median(value for _, value in told["speed/tokens_per_s"]),
+            "tokens_per_s": median([value for _, value in told.get("speed/tokens_per_s", [])]),
             "loss_nats": [told["train/loss_nats"][0][1], told["train/loss_nats"][-1][1]],
             "peak_gib": max(
                 (value for tag in told if tag.startswith("memory/") for _, value in told[tag]), default=None
@@ -99,6 +101,11 @@ def twin(name: str, models: Path, options: list[str], texts: list[torch.Tensor],
             decoder.config = changed(decoder.config, {"rope_scaling": Linear(factor)})
         row["context"] = context(decoder, texts, **how)
     return row
+
+
+def median(values: list[float]) -> float | None:
+    """Their median; None of none."""
+    return statistics.median(values) if values else None
 
 
 def reloaded(folder: Path, decoder: Decoder, tokens: torch.Tensor) -> dict[str, Any]:

@@ -66,8 +66,9 @@ class PagedAttention(State):
                 out[:, rows] = self._alone(piece, *own, step)
             row = rows.stop
         if alone:
-            own = q[:, alone], k[:, alone], v[:, alone]
-            out[:, alone] = self.together(*own, self._rows(step)).transpose(0, 1)
+            # Made once: a list would be copied, and waited for, in every layer.
+            at = step.once("alone", lambda: moved(torch.tensor(alone), q.device))
+            out[:, at] = self.together(q[:, at], k[:, at], v[:, at], self._rows(step)).transpose(0, 1)
         return out.transpose(0, 1).flatten(1)
 
     # Kernels

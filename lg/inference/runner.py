@@ -31,7 +31,7 @@ from lg.inference.cache import Cache
 from lg.inference.formats import Format, Plain
 from lg.inference.graph import Graphs, SingleTokens, wanted
 from lg.inference.paged import PagedAttention
-from lg.inference.state import Piece, State, Step
+from lg.inference.state import Piece, State, Step, moved
 from lg.models.block import Attention, Block
 from lg.models.decoder import Decoder
 from lg.models.rope import rotary_angles
@@ -171,14 +171,40 @@ class Runner:
 
     def _read(self, tokens: Tensor, counts: Sequence[tuple[int, int]]) -> tuple[Tensor, Tensor]:
         pieces = self.cache.begin(counts)
-        if self._single is not None and all(piece.count == 1 for piece in pieces):
-            out, likeliest = self._single.read(tokens, pieces)
-            self.cache.end(pieces)
-            return out, likeliest
-        last = list(itertools.accumulate(count for _, count in counts))
-        hidden = self._hidden(tokens, pieces)
-        logits: Tensor = self.decoder.head(torch.stack([hidden[end - 1] for end in last]))
+        # Those that write are recorded, whoever has a prompt read beside them.
+        alone = [row for row, piece in enumerate(pieces) if piece.count == 1] if self._single is not None else []
+        if not alone:
+            read = self._eager(tokens, pieces)
+        elif len(alone) == len(pieces):
+            read = self._recorded(tokens, pieces)
+        else:
+            read = self._apart(tokens, pieces, alone)
         self.cache.end(pieces)
+        return read
+
+    def _apart(self, tokens: Tensor, pieces: Sequence[Piece], alone: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Reads the rows of single tokens as one step, and the others as another."""
+        ends = list(itertools.accumulate(piece.count for piece in pieces))
+        others = sorted(set(range(len(pieces))) - set(alone))
+        order = [*alone, *others]
+        back = moved(torch.tensor(sorted(range(len(order)), key=order.__getitem__)), tokens.device)
+        at = moved(torch.tensor([ends[row] - 1 for row in alone]), tokens.device)
+        of_others = torch.cat([tokens[ends[row] - pieces[row].count : ends[row]] for row in others])
+        parts = (
+            self._recorded(tokens[at], [pieces[row] for row in alone]),
+            self._eager(of_others, [pieces[row] for row in others]),
+        )
+        logits, likeliest = (torch.cat(both)[back] for both in zip(*parts, strict=True))
+        return logits, likeliest
+
+    def _recorded(self, tokens: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        assert self._single is not None
+        return self._single.read(tokens, pieces)
+
+    def _eager(self, tokens: Tensor, pieces: Sequence[Piece]) -> tuple[Tensor, Tensor]:
+        hidden = self._hidden(tokens, pieces)
+        last = list(itertools.accumulate(piece.count for piece in pieces))
+        logits: Tensor = self.decoder.head(torch.stack([hidden[end - 1] for end in last]))
         return logits, logits.argmax(-1)
 
     def _hidden(self, tokens: Tensor, pieces: Sequence[Piece]) -> Tensor:

@@ -6,8 +6,9 @@ talks most, is of one host where it can be. Two meshes lie on them: one of the d
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple, cast
 
+import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 
 _KEY = "trainer.strategy.init_args"
@@ -25,6 +26,12 @@ class Meshes(NamedTuple):
 
     data: DeviceMesh
     weights: DeviceMesh
+
+    def num_collectives(self) -> int:
+        """How many this rank has begun, of whatever group: as many as the others, where none is ahead."""
+        meshes = [mesh.get_group(axis) for mesh in self for axis in mesh.mesh_dim_names or ()]
+        groups = {group.group_name: group for group in (dist.group.WORLD, *meshes) if group is not None}
+        return sum(cast(Any, group)._get_sequence_number_for_group() for group in groups.values())
 
 
 def check_sizes(num_devices: int, num_nodes: int, context_parallel_size: int, data_replicate_size: int) -> None:

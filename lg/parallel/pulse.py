@@ -1,15 +1,17 @@
-"""Tells which rank the others wait for where its process is stopped, or its host is gone: each shows all that it lives.
+"""Tells which rank the others wait for: each shows all that its process lives, and how far its program has come.
 
-What a rank shows lies in a store of the first rank's. Where that one is stopped, so is the store. A rank whose program
-hangs goes on showing that it lives, so it is not named.
+A rank that shows nothing is stopped, or its host is gone; one that stays where it is while others have come further
+hangs. What a rank shows lies in a store of the first rank's. Where that one is stopped, so is the store.
 """
 
 from __future__ import annotations
 
 import logging
 import socket
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from datetime import timedelta
 from typing import NamedTuple
@@ -36,10 +38,14 @@ class Beat(NamedTuple):
     Attributes:
         beat: grows as long as the process runs.
         host: where it runs.
+        step: how far its program has come: grows by the same steps on all ranks.
+        line: which line of the program is being run.
     """
 
     beat: int
     host: str
+    step: int = 0
+    line: str = ""
 
 
 class Missing(NamedTuple):
@@ -80,23 +86,28 @@ class Pulse(threading.Thread):
         rank: this one.
         num_ranks: how many there are.
         timeout_s: how long a collective may take.
+        step: how far this rank has come.
 
     Attributes:
         apart_s: seconds by which one rank may notice later than another what both can see.
     """
 
-    def __init__(self, store: Store, asked: Store, rank: int, num_ranks: int, timeout_s: float) -> None:
+    def __init__(
+        self, store: Store, asked: Store, rank: int, num_ranks: int, timeout_s: float, step: Callable[[], int]
+    ) -> None:
         super().__init__(daemon=True, name="pulse")
         self._store = store
         self._asked = asked
         self._rank = rank
+        self._step = step
         self._patience_s = _PART * timeout_s
         self._every_s = max(EVERY_S, self._patience_s / _LOOKS)
         self.apart_s = 2 * self._every_s + EVERY_S
         self._keys = [_key(number) for number in range(num_ranks)]
         self._beats = [Beat(_NOT_YET, "")] * num_ranks
-        # Seconds for which a rank has shown nothing new, and in which the store has not answered.
-        self._silent = [0.0] * num_ranks
+        # Seconds for which a rank has shown nothing new, and has stayed where it is behind others; and in which the
+        # store has not answered.
+        self._silent, self._behind = [0.0] * num_ranks, [0.0] * num_ranks
         self._unanswered = 0.0
         self._looked, self._was_asked = Clock(self._every_s), Clock(EVERY_S)
         self._over = threading.Event()
@@ -108,7 +119,7 @@ class Pulse(threading.Thread):
         try:
             while not self._over.is_set():
                 count += 1
-                self._show(Beat(count, host))
+                self._show(Beat(count, host, self._step(), _line()))
                 self._look()
                 self._unanswered = 0.0
                 self._over.wait(self._every_s)
@@ -127,7 +138,7 @@ class Pulse(threading.Thread):
         self.join(2 * _ANSWER_S)
 
     def missing(self) -> Missing | None:
-        """Ranks that have been silent for nearly as long as a collective may take; None if none.
+        """Ranks that have been silent, or behind, for nearly as long as a collective may take; None if none.
 
         To be asked every `EVERY_S`.
         """
@@ -136,9 +147,11 @@ class Pulse(threading.Thread):
         self._unanswered += self._was_asked.passed()
         late = self._patience_s
         if self._unanswered > late:
-            return self._told([0]) if self._rank else None
-        silent = [rank for rank, seconds in enumerate(self._silent) if seconds > late]
-        return self._told(silent) if silent else None
+            return self._told([0], self._not_heard_of) if self._rank else None
+        for seconds, why in ((self._silent, self._not_heard_of), (self._behind, self._hangs)):
+            if ranks := [rank for rank, waited in enumerate(seconds) if waited > late]:
+                return self._told(ranks, why)
+        return None
 
     def speaker(self, missing: Missing) -> int:
         """The rank that tells of them where this one is.
@@ -170,25 +183,40 @@ class Pulse(threading.Thread):
 
     def _look(self) -> None:
         passed = self._looked.passed()
-        for rank, (packed, before) in enumerate(zip(self._store.multi_get(self._keys), self._beats, strict=True)):
-            count, host = packed.decode().split(" ", 1)
-            beat = Beat(int(count), host)
-            moves = beat.beat != before.beat or beat.beat <= _NOT_YET
-            self._silent[rank] = 0.0 if moves else self._silent[rank] + passed
-            self._beats[rank] = beat
+        beats = [_unpacked(packed) for packed in self._store.multi_get(self._keys)]
+        steps = [beat.step for beat in beats if beat.beat > _NOT_YET]
+        for rank, (beat, before) in enumerate(zip(beats, self._beats, strict=True)):
+            lives = beat.beat <= _NOT_YET or beat.beat != before.beat
+            # Of those behind, one that is not the last may itself wait for that one.
+            stays = beat.beat > _NOT_YET and beat.step == before.step == min(steps) < max(steps)
+            self._silent[rank] = 0.0 if lives else self._silent[rank] + passed
+            self._behind[rank] = self._behind[rank] + passed if stays else 0.0
+        self._beats = beats
 
-    def _told(self, ranks: list[int]) -> Missing:
-        names = " and ".join(
-            f"rank {rank}" + (f" on {self._beats[rank].host}" if self._beats[rank].host else "") for rank in ranks
+    def _told(self, ranks: list[int], why: Callable[[int], str]) -> Missing:
+        told = " and ".join(
+            f"rank {rank}" + (f" on {self._beats[rank].host}" if self._beats[rank].host else "") + f" {why(rank)}"
+            for rank in ranks
         )
-        return Missing(
-            ranks,
-            f"{names} is not heard of for {self._patience_s:.0f} seconds, so it is stopped, or its host is gone "
-            f"({_PART} of trainer.strategy.init_args.timeout_s)",
-        )
+        return Missing(ranks, f"{told} ({_PART} of trainer.strategy.init_args.timeout_s)")
+
+    def _not_heard_of(self, rank: int) -> str:
+        return f"is not heard of for {self._patience_s:.0f} seconds, so it is stopped, or its host is gone"
+
+    def _hangs(self, rank: int) -> str:
+        line = self._beats[rank].line
+        where = f" at {line}" if line else ""
+        return f"hangs{where}: the others have gone on, and waited for it for {self._patience_s:.0f} seconds"
 
 
-def start_pulse(rank: int, num_ranks: int, address: str, timeout_s: float, agree: Callable[[int], int]) -> Pulse | None:
+def start_pulse(
+    rank: int,
+    num_ranks: int,
+    address: str,
+    timeout_s: float,
+    agree: Callable[[int], int],
+    step: Callable[[], int] = lambda: 0,
+) -> Pulse | None:
     """Makes the store, and shows this rank; to be called by all ranks.
 
     Args:
@@ -197,6 +225,7 @@ def start_pulse(rank: int, num_ranks: int, address: str, timeout_s: float, agree
         address: of the first rank's host.
         timeout_s: how long a collective may take.
         agree: gives all ranks what the first one has.
+        step: how far a rank has come: grows by the same steps on all of them. Called on another thread.
 
     Returns:
         None, with a warning, where the store cannot be reached; the others know nothing of this rank then.
@@ -225,7 +254,7 @@ def start_pulse(rank: int, num_ranks: int, address: str, timeout_s: float, agree
         return None
     for client in (store, asked):
         client.set_timeout(timedelta(seconds=timeout_s))
-    pulse = Pulse(store, asked, rank, num_ranks, timeout_s)
+    pulse = Pulse(store, asked, rank, num_ranks, timeout_s, step)
     pulse.start()
     return pulse
 
@@ -235,4 +264,18 @@ def _key(rank: int) -> str:
 
 
 def _packed(beat: Beat) -> str:
-    return f"{beat.beat} {beat.host}"
+    return "\n".join(map(str, beat))
+
+
+def _unpacked(packed: bytes) -> Beat:
+    beat, host, step, line = packed.decode().split("\n")
+    return Beat(int(beat), host, int(step), line)
+
+
+def _line() -> str:
+    """Where the program is."""
+    frame = sys._current_frames().get(threading.main_thread().ident or 0)
+    if frame is None:
+        return ""
+    last = traceback.extract_stack(frame, limit=1)[0]
+    return f"line {last.lineno} of {last.filename}, in {last.name}"

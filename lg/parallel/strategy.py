@@ -140,6 +140,7 @@ class HybridStrategy(ModelParallelStrategy):
                 self.cluster_environment.main_address,
                 self._timeout.total_seconds(),
                 self.broadcast,
+                self.meshes.num_collectives,
             )
             self._late = Watch(self._missing, self._end)
             self._late.start()

@@ -55,7 +55,7 @@ def test_sequences_that_come_and_go() -> None:
         rng = random.Random(1654)
         runner = Runner(model, max_length=110, num_slots=3, graphs=graphs)
         texts: dict[int, Tensor] = {}
-        said, taken, num_closed = [], 0, 0
+        said, taken, num_closed, mixed = [], 0, 0, 0
         for turn in range(24):
             if (len(runner.cache.lengths) < 3 and rng.random() < 0.3) or not runner.cache.lengths:
                 length = rng.randrange(65, 110)
@@ -63,7 +63,9 @@ def test_sequences_that_come_and_go() -> None:
                 assert slot is not None
                 texts[slot], begun = some_tokens(length, turn), length - rng.randrange(3, 9)
                 # Its prompt is read beside what the others write.
-                step = [(slot, begun), *((other, 1) for other in runner.cache.lengths if other != slot)]
+                step = [(other, 1) for other in runner.cache.lengths if other != slot]
+                step.insert(len(step) // 2, (slot, begun))
+                mixed += len(step) == 3
             else:
                 slots = rng.sample(sorted(runner.cache.lengths), rng.randint(1, len(runner.cache.lengths)))
                 step = [(slot, 1) for slot in slots]
@@ -75,7 +77,7 @@ def test_sequences_that_come_and_go() -> None:
                 if runner.cache.lengths[slot] == len(texts[slot]):
                     runner.cache.close(slot)
                     num_closed += 1
-        assert taken > 13 and num_closed > 3
+        assert taken > 13 and num_closed > 3 and mixed
         if graphs:
             assert single(runner).num_recorded == 3
         told.append(torch.cat(said))

@@ -17,7 +17,7 @@ from lg.parallel.watch import Watch, is_late, is_lost
 
 # A module that the run imports: something happens to a rank before its third step is done.
 MODULE = """
-import os, signal, torch
+import os, signal, time, torch
 from lg.models.hybrid import HybridLM
 
 class Faulty(HybridLM):
@@ -26,6 +26,9 @@ class Faulty(HybridLM):
         if self.global_step == 2 and rank in (str(self.global_rank), "all"):
             if fault == "OOM":
                 raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+            if fault == "hang":
+                while True:
+                    time.sleep(1)
             if fault == "bug":
                 raise KeyError("a bug")
             os.kill(os.getpid(), getattr(signal, fault))
@@ -105,6 +108,18 @@ def test_a_rank_that_hangs(folder: Path) -> None:
     assert code == 2 and 25 < seconds < 90
     assert re.search(rf"rank 0: rank 1 on \S+ is not heard of for 27 seconds, .*timeout_s.*; {LAST}", told)
     assert not any("Traceback" in line for line in lines)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("rank", [0, 1])
+def test_the_program_of_a_rank_hangs(folder: Path, rank: int) -> None:
+    code, lines, seconds = fit(folder, f"{rank}:hang")
+    (told,) = messages(lines)
+    assert code == (2 if rank else -9) and 25 < seconds < 90
+    where = r"line \d+ of \S+faulty\.py, in training_step"
+    assert re.search(
+        rf"rank {1 - rank}: rank {rank} on \S+ hangs at {where}: the others .* 27 seconds .*; {LAST}", told
+    )
 
 
 @pytest.mark.slow

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 
 import pytest
 import torch.distributed as dist
@@ -17,15 +18,19 @@ TIMEOUT_S = 2.0
 
 
 @contextmanager
-def pulses(num: int, num_ranks: int) -> Iterator[tuple[list[Pulse], dist.Store]]:
-    """The first ``num`` ranks of a run, and a client of their store."""
+def pulses(num: int, num_ranks: int, steps: Sequence[int] = ()) -> Iterator[tuple[list[Pulse], dist.Store]]:
+    """The first ``num`` ranks of a run, which have come as far as ``steps``, and a client of their store."""
     ports: list[int] = []
 
     def agree(port: int) -> int:
         ports.append(port or ports[0])
         return ports[0]
 
-    made = [start_pulse(rank, num_ranks, "127.0.0.1", TIMEOUT_S, agree) for rank in range(num)]
+    steps = steps or [0] * num
+    made = [
+        start_pulse(rank, num_ranks, "127.0.0.1", TIMEOUT_S, agree, partial(steps.__getitem__, rank))
+        for rank in range(num)
+    ]
     found = [pulse for pulse in made if pulse is not None]
     assert len(found) == num
     try:
@@ -48,7 +53,7 @@ def asked(pulse: Pulse, seconds: float) -> Missing | None:
 def test_a_rank_that_is_silent_is_named_and_one_that_has_not_begun_or_has_ended_is_not() -> None:
     with pulses(3, 5) as ((first, second, third), store):
         third.stop()
-        store.set("beat/3", "7 far")
+        store.set("beat/3", "7\nfar\n0\n")
         assert asked(first, 1.0) is None
         missing = asked(first, 20.0)
         assert missing is not None and missing.ranks == [3]
@@ -59,9 +64,24 @@ def test_a_rank_that_is_silent_is_named_and_one_that_has_not_begun_or_has_ended_
         assert second.missing() is None or second.missing() == missing
 
 
+def test_a_rank_that_stays_behind_is_named_with_its_line() -> None:
+    steps = [7, 7, 7]
+    with pulses(3, 3, steps) as ((first, _, third), _):
+        # All wait for something else, and nobody for another.
+        assert asked(first, 4.0) is None
+        steps[:2] = 8, 9
+        missing = asked(third, 20.0)
+        assert missing is not None and missing.ranks == [2]
+        assert "rank 2 on " in missing.clause and " hangs at line " in missing.clause
+        assert "in asked: the others have gone on" in missing.clause
+        steps[:] = 9, 9, 9
+        time.sleep(2 * EVERY_S)
+        assert asked(first, 3.0) is None
+
+
 def test_where_the_first_host_is_gone_a_rank_of_each_other_host_tells() -> None:
     def speaker(rank: int, *missing: int) -> int:
-        pulse = Pulse(dist.HashStore(), dist.HashStore(), rank, 5, TIMEOUT_S)
+        pulse = Pulse(dist.HashStore(), dist.HashStore(), rank, 5, TIMEOUT_S, int)
         pulse._beats = [Beat(9, "a"), Beat(9, "a"), Beat(9, "b"), Beat(9, "b"), Beat(9, "c")]
         return pulse.speaker(Missing([*missing], ""))
 
@@ -74,7 +94,7 @@ def test_where_the_first_host_is_gone_a_rank_of_each_other_host_tells() -> None:
 def test_a_rank_that_says_nothing_waits_for_the_one_that_tells() -> None:
     """It would end first otherwise, and be told of in place of the one that is silent."""
     strategy = HybridStrategy()
-    pulse = strategy._pulse = Pulse(dist.HashStore(), dist.HashStore(), 0, 3, 1800.0)
+    pulse = strategy._pulse = Pulse(dist.HashStore(), dist.HashStore(), 0, 3, 1800.0, int)
     pulse._silent = [1700.0, 0.0, 0.0]
     told = strategy._missing()
     # Looks are 8.1 seconds apart.
