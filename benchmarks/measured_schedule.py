@@ -5,9 +5,10 @@
     lg probe --model=models/smollm2 --data=stdlib,austen --length=4K --out=probe.json
     python benchmarks/measured_schedule.py [OUT.json] --scores probe.json [--minutes 9] [--seeds 1] [--toy]
 
-Each set is trained by `lg fit` with measured_schedule.yaml, in a process of its own, one on every GPU that there is.
-Rows tell needles (exact, at five depths), what context is worth on texts that no run has read, and the loss. The file
-is written after each row, and a second call goes on where the first was cut.
+Each set is trained by `lg fit` with measured_schedule.yaml, in a process of its own, one on every GPU that there is, or
+so many as `--together` says. Rows tell needles (exact, at five depths), what context is worth on texts that no run has
+read, the loss, and what is written after RULER's questions, if `--ruler` names a folder of them (ruler.py). The file is
+written after each row, and a second call goes on where the first was cut.
 """
 
 from __future__ import annotations
@@ -25,18 +26,25 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import ruler
 import torch
 from report import complaint, earlier, parser, processor, write
 
+from lg.attention import Causal, SinkWindow
 from lg.attention.schedule import Measured, written
 from lg.data import Fetched, TokenizerFile
 from lg.evaluation import Needles, haystack, losses_by_context, paired, score
+from lg.evaluation.probe import per_head
 from lg.evaluation.probe.texts import pieces
+from lg.models.checkpoint import plain
 from lg.models.hybrid import HybridLM
 
 HERE = Path(__file__).parent
 LAYERS = 30
-SIZES = (2, 3, 4, 6)
+SIZES = (4, 2, 3, 6)
+BEST = "needle_greedy"
+# What measured_schedule.yaml calls "local".
+LOCAL = SinkWindow(window=1984, sinks=64)
 LENGTHS, CONTEXTS, TARGETS, PIECES, SAMPLES = (4096, 8192, 16384, 32768), (4096, 31744), 1024, 48, 6
 
 
@@ -47,31 +55,46 @@ class Case(NamedTuple):
         name: where the set is from.
         schedule: the layers.
         seed: of the training.
+        patterns: options that name more patterns.
     """
 
     name: str
     schedule: str
     seed: int
+    patterns: tuple[str, ...] = ()
 
 
 def cases(scores: Path, seeds: int) -> Iterator[Case]:
-    """The most wanted first."""
-    measures = sorted(json.loads(scores.read_text())["measures"])
-    full = f"{LAYERS}*full"
+    """The most wanted first: of the first seed every measure's sets, of the others the first measure's."""
+    measures: dict[str, Any] = json.loads(scores.read_text())["measures"]
+    names = sorted(measures, key=lambda name: name != BEST)
     for seed in range(seeds):
-        yield Case("full", full, seed)
+        yield Case("full", f"{LAYERS}*full", seed)
         yield Case("middle 12", "9*local, 12*full, 9*local", seed)
         yield Case("sparse only", f"{LAYERS}*local", seed)
-        for size in SIZES:
-            for measure in measures:
+        for size in SIZES if seed == 0 else SIZES[:2]:
+            for number, measure in enumerate(names if seed == 0 else names[:1]):
                 chosen = Measured(str(scores), full_layers=size, measure=measure).layers(LAYERS)
                 yield Case(f"{measure}, {size}", written(chosen), seed)
-            drawn = random.Random(f"{seed} {size}").sample(range(LAYERS), size)
-            yield Case(f"random, {size}", written(["full" if n in drawn else "local" for n in range(LAYERS)]), seed)
+                if number == 0:
+                    drawn = random.Random(f"{seed} {size}").sample(range(LAYERS), size)
+                    schedule = written(["full" if n in drawn else "local" for n in range(LAYERS)])
+                    yield Case(f"random, {size}", schedule, seed)
+                    if seed == 0 and "gates" in measures:
+                        yield by_heads(measures["gates"]["heads"], size, seed)
 
 
-def trained(case: Case, models: Path, options: list[str], gpu: int | None) -> dict[str, Any]:
+def by_heads(gates: list[list[float]], size: int, seed: int) -> Case:
+    """As many full KV heads as so many layers have, wherever the gates are highest."""
+    plan = per_head(gates, size * len(gates[0]), Causal(), LOCAL)
+    told = {name: said for name, said in plain(**plan.patterns).items() if name not in ("full", "local")}
+    options = tuple(f"--model.patterns.{name}={json.dumps(said)}" for name, said in told.items())
+    return Case(f"heads of gates, {size}", plan.schedule, seed, options)
+
+
+def trained(case: Case, models: Path, options: list[str], how: list[str], gpu: int | None) -> dict[str, Any]:
     """Trains and measures one case, in processes of its own."""
+    told = {"name": case.name, "schedule": case.schedule, "seed": case.seed}
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)
         (folder / "models").symlink_to(models.resolve())
@@ -82,22 +105,19 @@ def trained(case: Case, models: Path, options: list[str], gpu: int | None) -> di
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
         config = [f"--config={HERE / 'measured_schedule.yaml'}", f"--model.schedule={case.schedule}"]
+        config += case.patterns
         words = ["fit", *config, f"--seed_everything={case.seed}", f"--data.seed={case.seed}", *options]
         out = folder / "row.json"
-        for command in (["-m", "lg", *words], [__file__, str(out), "--measure", str(folder), *_sized()]):
+        for command in (["-m", "lg", *words], [__file__, str(out), "--measure", str(folder), *how]):
             done = subprocess.run(
                 [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
             )
             if done.returncode:
-                return {**case._asdict(), "error": complaint(done.stderr or done.stdout)}
-        return {**case._asdict(), **json.loads(out.read_text())}
+                return {**told, "error": complaint(done.stderr or done.stdout)}
+        return {**told, **json.loads(out.read_text())}
 
 
-def _sized() -> list[str]:
-    return ["--toy"] if "--toy" in sys.argv else []
-
-
-def measure(out: Path, folder: Path, toy: bool) -> None:
+def measure(out: Path, folder: Path, toy: bool, questions: Path | None) -> None:
     """What the run in a folder has come to."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     checkpoint = max(folder.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime)
@@ -112,6 +132,8 @@ def measure(out: Path, folder: Path, toy: bool) -> None:
         told = score(decoder, haystack(grid, tokenizer, texts[0]))
         losses = losses_by_context(decoder, texts, targets, contexts)
     gain = paired(losses[:, 0], losses[:, 1])
+    if questions is not None:
+        answered = ruler.scores(decoder.to(torch.bfloat16 if device == "cuda" else torch.float32), tokenizer, questions)
     out.write_text(
         json.dumps(
             {
@@ -119,6 +141,7 @@ def measure(out: Path, folder: Path, toy: bool) -> None:
                 "needle_gain_nats": dict(zip(map(str, lengths), told.gain.mean(0).tolist(), strict=True)),
                 "loss_nats": dict(zip(map(str, contexts), losses.mean(0).tolist(), strict=True)),
                 "context_gain_nats": {"mean": -gain.mean, "low": -gain.high, "high": -gain.low},
+                **({} if questions is None else {"ruler": answered}),
             }
         )
     )
@@ -131,12 +154,14 @@ def main() -> None:
     command.add_argument("--scores", type=Path, default=Path("probe.json"), help="of lg probe")
     command.add_argument("--seeds", type=int, default=1)
     command.add_argument("--only", help="cases whose names begin so")
+    command.add_argument("--ruler", type=Path, help="a folder of questions, by ruler.py")
+    command.add_argument("--together", type=int, default=1, help="trainings on a GPU at a time")
     command.add_argument("--minutes", type=float, default=9.0, help="nothing is begun after so long")
     command.add_argument("--toy", action="store_true", help="short rows and one step, to see that it works")
     command.add_argument("--measure", type=Path, help="no use by hand")
     args = command.parse_args()
     if args.measure:
-        measure(args.out, args.measure, args.toy)
+        measure(args.out, args.measure, args.toy, args.ruler)
         return
     begun = time.perf_counter()
     gpus = torch.cuda.device_count()
@@ -144,6 +169,7 @@ def main() -> None:
     if args.toy:
         options += ["--data.row_length=512", "--trainer.max_steps=1", "--trainer.accumulate_grad_batches=1"]
         options += ["--trainer.limit_val_batches=1", "--data.source.sources.planted.init_args.size=1200"]
+    how = [*(["--toy"] if args.toy else []), *([f"--ruler={args.ruler.resolve()}"] if args.ruler else [])]
     rows = earlier(args.out)
     done = {(row["schedule"], row["seed"]) for row in rows}
     waiting: queue.Queue[Case] = queue.Queue()
@@ -160,14 +186,15 @@ def main() -> None:
                 case = waiting.get_nowait()
             except queue.Empty:
                 return
-            row = trained(case, args.models, options, gpu)
+            row = trained(case, args.models, options, how, gpu)
             with writing:
                 rows.append(row)
                 print(f"{time.perf_counter() - begun:4.0f} s  {json.dumps(row)}", flush=True)
                 packages = ["torch", "triton", "lightning"]
                 write(args.out, "sets of full layers of SmolLM2 135M, trained at equal data", device, packages, rows)
 
-    threads = [threading.Thread(target=work, args=(gpu,)) for gpu in (range(gpus) if gpus else [None])]
+    places = [gpu for gpu in (range(gpus) if gpus else [None]) for _ in range(args.together)]
+    threads = [threading.Thread(target=work, args=(gpu,)) for gpu in places]
     for thread in threads:
         thread.start()
     for thread in threads:
