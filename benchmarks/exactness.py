@@ -32,7 +32,13 @@ from lg.models.pretrained import open_pretrained
 from lg.models.pretrained.out import save
 
 HYBRID = [SinkWindow(window=512, sinks=64)] * 10 + [Causal()] * 10 + [SinkWindow(window=512, sinks=64)] * 10
-FORMS: dict[str, Format] = {"bfloat16": Plain(torch.bfloat16), "int8": Int8(), "int4": Int4()}
+# What keys, and what values are kept as.
+FORMS: dict[str, tuple[Format, Format]] = {
+    "bfloat16": (Plain(torch.bfloat16), Plain(torch.bfloat16)),
+    "int8": (Int8(), Int8()),
+    "int8, int4": (Int8(), Int4()),
+    "int4": (Int4(), Int4()),
+}
 
 
 def likeliest(model: Any, prompt: Tensor, count: int) -> list[int]:
@@ -61,9 +67,9 @@ def beside(decoder: Decoder, model: Any, prompt: Tensor, count: int) -> tuple[di
     return row, ours
 
 
-def of_text(decoder: Decoder, text: Tensor, begin: int, form: Format) -> Tensor:
+def of_text(decoder: Decoder, text: Tensor, begin: int, forms: tuple[Format, Format]) -> Tensor:
     """Log-probabilities of a text's tokens from ``begin`` on, each read from the cache: float32 [tokens]."""
-    runner = Runner(decoder, len(text), formats=(form, form))
+    runner = Runner(decoder, len(text), formats=forms)
     slot, told = runner.open(len(text)) or 0, []
     logits = runner.read(text[:begin], [(slot, begin)])
     for at in range(begin, len(text)):
@@ -119,10 +125,11 @@ def main() -> None:
             row, written = beside(decoder, theirs(out, torch.float32), prompt, args.new)
             add(f"{name}, float32", **row)
             text = torch.cat((prompt, torch.tensor(written, device=device)))
-            true = of_text(decoder, text, len(prompt), Plain(torch.float32))
+            exact = Plain(torch.float32)
+            true = of_text(decoder, text, len(prompt), (exact, exact))
             decoder = decoder.to(torch.bfloat16)
-            for kept, form in FORMS.items():
-                add(f"{name}, bfloat16, kept as {kept}", **error(of_text(decoder, text, len(prompt), form), true))
+            for kept, forms in FORMS.items():
+                add(f"{name}, bfloat16, kept as {kept}", **error(of_text(decoder, text, len(prompt), forms), true))
             off = error(by_transformers(theirs(out, torch.bfloat16), text, len(prompt)), true)
             add(f"{name}, bfloat16, transformers", **off)
             del decoder
