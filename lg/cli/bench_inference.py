@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lg.cli.bench import Parser, device_named, number
 from lg.cli.figures import figure
+from lg.cli.kept_as import DTYPES, KV, formats_of
 from lg.cli.lengths import tokens_in
 from lg.cli.written import file_for, write
 
@@ -32,7 +33,7 @@ _OPTIONS = """options, with what they are on a GPU and on a CPU:
                     full, those of lg bench attention and of lg patterns; with --config its own
   --lengths A,B     32K,128K; 1K
   --batch A,B       1: sequences; "most" for as many as fit
-  --kv A,B          auto: as the weights; or bfloat16, float16, float32, int8, int4
+  --kv A,B          auto: as the weights; or float32, bfloat16, float16, int8, int8_int4 (keys, values), int4
   --dtype NAME      bfloat16; float32: of the weights
   --device NAME     cuda if there is one, else cpu
   --eager           leave the decoder as it is; on a GPU it is compiled, as by lg generate with --compile
@@ -66,7 +67,6 @@ GPU's data sheet. Full attention is measured by the same code.
 
 _ON_GPU = {"preset": "llama-3-8b", "lengths": "32K,128K", "dtype": "bfloat16", "chunk": "16K", "steps": "64"}
 _ON_CPU = {"preset": "tiny", "lengths": "1K", "dtype": "float32", "chunk": "512", "steps": "8"}
-_DTYPES = ("bfloat16", "float16", "float32")
 _GRAPHS: Mapping[str, Any] = {"auto": "auto", "yes": True, "no": False}
 _WARM_UP = 3
 # Tokens that are written after a prompt that is read, as far as its pages know.
@@ -118,9 +118,9 @@ def run(what: str, words: list[str]) -> None:
     model = _read(options, rest)
     lengths = [tokens_in(word, "--lengths") for word in options.lengths.split(",")]
     batches = [_batch(word) for word in options.batch.split(",")]
-    formats = {word: _format(word, options.dtype) for word in options.kv.split(",")}
-    if options.dtype not in _DTYPES:
-        raise ValueError(f"--dtype: {options.dtype!r} is not allowed; it must be one of {', '.join(_DTYPES)}")
+    if options.dtype not in DTYPES:
+        raise ValueError(f"--dtype: {options.dtype!r} is not allowed; allowed are {', '.join(DTYPES)}")
+    formats = {word: _formats(word, options.dtype) for word in options.kv.split(",")}
     timed = _Timed(what, options)
     print(_heading(model, device, options.dtype), flush=True)
     width = max(len("schedule"), *(len(schedule) for schedule in model.schedules))
@@ -219,17 +219,12 @@ def _batch(word: str) -> int | str:
     return word if word == "most" else number(word, "batch", 1024)
 
 
-def _format(word: str, dtype: str) -> tuple[Format, Format]:
+def _formats(word: str, dtype: str) -> tuple[Format, Format]:
     import torch
 
-    from lg.inference.formats import Int4, Int8, Plain
-
-    if word not in ("auto", *_DTYPES, "int8", "int4"):
-        raise ValueError(f"--kv: {word!r} is not allowed; allowed are auto, {', '.join(_DTYPES)}, int8, int4")
-    form: Format = {"int8": Int8(), "int4": Int4()}.get(word) or Plain(
-        getattr(torch, dtype if word == "auto" else word, torch.float32)
-    )
-    return form, form
+    if word not in KV:
+        raise ValueError(f"--kv: {word!r} is not allowed; allowed are {', '.join(KV)}")
+    return formats_of(word, getattr(torch, dtype))
 
 
 def _decoder(model: _Model, schedule: str, device: torch.device, options: argparse.Namespace) -> Decoder:

@@ -13,7 +13,8 @@ if TYPE_CHECKING:
     from lg.models.decoder import Decoder
 
 DTYPES = ("float32", "bfloat16", "float16")
-KV = ("auto", *DTYPES, "int8", "int4")
+KV = ("auto", *DTYPES, "int8", "int8_int4", "int4")
+"""``int8_int4``: keys in 8 bits and values in 4, as values have no outlying features."""
 
 
 def check(options: Namespace) -> None:
@@ -41,9 +42,15 @@ def formats_of(name: str, weights: torch.dtype) -> tuple[Format, Format]:
 
     from lg.inference.formats import Int4, Int8, Plain
 
-    quantised: dict[str, Format] = {"int8": Int8(), "int4": Int4()}
-    form = quantised.get(name) or Plain(weights if name == "auto" else getattr(torch, name))
-    return form, form
+    quantised: dict[str, tuple[Format, Format]] = {
+        "int8": (Int8(), Int8()),
+        "int8_int4": (Int8(), Int4()),
+        "int4": (Int4(), Int4()),
+    }
+    if name in quantised:
+        return quantised[name]
+    plain = Plain(weights if name == "auto" else getattr(torch, name))
+    return plain, plain
 
 
 def compile_on(device: torch.device) -> Callable[[Decoder], object]:

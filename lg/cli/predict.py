@@ -41,7 +41,7 @@ class Predict:
         seed: of the draws; null for another one each time.
         stop: texts that end what is written.
         prefix: tokens of the prompt that see one another, for a model with PrefixLM.
-        kv: type of keys and values; auto, as the weights, or float32, bfloat16, float16, int8, int4.
+        kv: type of keys and values; auto, as the weights, or float32, bfloat16, float16, int8, int8_int4, int4.
     """
 
     out: str | None = None

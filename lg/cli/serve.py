@@ -44,7 +44,8 @@ options:
   --tokenizer PATH   a tokenizer.json, a folder that has one, or "bytes"; by default that of the model, or of its
                      run
   --dtype NAME       of the weights: bfloat16 on a GPU, else float32; or float16
-  --kv NAME          of keys and values: auto, as the weights; or float32, bfloat16, float16, int8, int4
+  --kv NAME          of keys and values: auto, as the weights; or float32, bfloat16, float16, int8,
+                     int8_int4 (keys in 8 bits, values in 4), int4
   --device NAME      cuda if there is one, else cpu
   --compile          on a GPU: tokens are written faster, after tens of seconds in the first requests
 """

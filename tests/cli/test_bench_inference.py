@@ -48,15 +48,17 @@ def test_prompts_are_read(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_tokens_are_written() -> None:
-    words = [SCHEDULES, "--lengths=300", "--kv=auto,int8", "--steps=2"]
+    words = [SCHEDULES, "--lengths=300", "--kv=auto,int8,int8_int4", "--steps=2"]
     assert main(["bench", "decode", *SMALL, *words]) == 0
     assert [(row["schedule"][0], row["kv"]) for row in rows()] == [
-        ("6", "auto"), ("6", "int8"), ("2", "auto"), ("2", "int8"),
+        ("6", "auto"), ("6", "int8"), ("6", "int8_int4"), ("2", "auto"), ("2", "int8"), ("2", "int8_int4"),
     ]  # fmt: skip
-    plain, codes = rows()[:2]
+    plain, codes, mixed = rows()[:3]
     assert plain["kv_share"] == codes["kv_share"] == 1 and plain["decode_ms_per_token"] > 0
     # A byte a feature, and 4 of each vector, instead of 4 a feature.
     assert codes["kv_gib"] / plain["kv_gib"] == pytest.approx((32 + 4) / (32 * 4))
+    # Half a byte a feature of values.
+    assert mixed["kv_gib"] / codes["kv_gib"] == pytest.approx((32 + 16 + 8) / (2 * (32 + 4)))
     weights = sum(x.nbytes for x in random_decoder(preset("tiny"), [Causal()] * 6, CPU, torch.float32).parameters())
     assert plain["weights_gib"] * 2**30 == weights
     assert not plain["graphs"] and "bandwidth_share" not in plain
