@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -165,6 +165,24 @@ def kernels(result: dict[str, Any]) -> str:
     return "\n".join([*parts, source(result)])
 
 
+def round_trips(result: dict[str, Any]) -> str:
+    """A line a family, a column a schedule: the larger difference of whole and cached."""
+    schedules = list(dict.fromkeys(row["schedule"] for row in result["rows"]))
+    lines = []
+    for family in dict.fromkeys(row["family"] for row in result["rows"]):
+        own = {row["schedule"]: row for row in result["rows"] if row["family"] == family}
+        told = [f"{max(own[name]['out'], own[name]['out_cached']):.1e}" for name in schedules]
+        lines.append([family, f"{own[schedules[0]]['in']:.1e}", *told])
+    most = max(row["largest_logit"] for row in result["rows"])
+    return (
+        "The largest difference of logits, which are up to "
+        f"{most:.0f}: of what comes in, and of what goes out under each schedule, whole\n"
+        "and by transformers' cache, whichever is more. Random weights, float32.\n\n"
+        + table(["family", "in", *(f"out: {name}" for name in schedules)], lines)
+        + f"\n{source(result)}"
+    )
+
+
 def rewritten(text: str) -> str:
     """The README with its measured part made anew."""
     results = _results()
@@ -172,16 +190,54 @@ def rewritten(text: str) -> str:
     return _filled(text, "\n".join(parts))
 
 
-def page_rewritten(text: str) -> str:
-    """docs/kernels.md with its measured part made anew."""
-    results = _results()
-    beside = "In another run, beside flash-attn-4. "
-    return _filled(text, "\n".join((kernels(results["attention"]), beside + kernels(results["attention_flash"]))))
+def recipes(result: dict[str, Any]) -> str:
+    """A line a twin: the run, and what context is worth afterwards."""
+    (first, *twins) = sorted(result["rows"], key=lambda row: row["case"] != "pretrained")
+    against = first["context"]["against"]
+    contexts = [n for n in first["context"]["loss_nats"] if int(n) != against]
+    runs = [
+        [
+            row["case"],
+            f"{row['tokens']:,.0f}",
+            f"{row['tokens_per_s']:,.0f}",
+            f"{row['wall_s']:.0f} s",
+            f"{row['peak_gib']:.1f} GiB",
+            f"{row['largest_logit_difference']:.0e}",
+        ]
+        for row in twins
+    ]
+    losses = []
+    for row in (first, *twins):
+        told = row["context"]["difference_nats"]
+        worth = [f"{told[n]['mean']:+.3f} ({told[n]['low']:+.3f} to {told[n]['high']:+.3f})" for n in contexts]
+        losses.append([row["case"], f"{row['context']['loss_nats'][str(against)]:.3f}", *worth])
+    head = ["", "tokens", "tokens/s", "whole run", "peak memory", "logits of the export off by"]
+    return (
+        "The twins on one H100, from start to export and reload; whole runs begin with Python and end with the last\n"
+        "checkpoint.\n\n"
+        + table(head, runs)
+        + f"\nThe same {first['context']['texts']} times 1,024 tokens, of the Bible and of Milton, which no twin has read: "
+        f"the loss given {against:,}\ntokens before them, and what it changes by given others, with 95% intervals, in nats "
+        "a token.\n\n"
+        + table(["", f"loss given {against:,}", *(f"given {int(n):,}" for n in contexts)], losses)
+        + f"\n{source(result)}"
+    )
 
 
-def inference_rewritten(text: str) -> str:
-    """docs/inference.md with its measured part made anew."""
-    return _filled(text, all_inference(_results()["inference"]))
+PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "kernels.md": lambda results: "\n".join(
+        (kernels(results["attention"]), "In another run, beside flash-attn-4. " + kernels(results["attention_flash"]))
+    ),
+    "inference.md": lambda results: all_inference(results["inference"]),
+    "pretrained.md": lambda results: round_trips(results["round_trips"]),
+    "recipes.md": lambda results: recipes(results["recipes"]),
+}
+"""The measured part of each page of docs/."""
+
+
+def page_rewritten(page: str, text: str) -> str:
+    """A page of docs/ with its measured part made anew."""
+    return _filled(text, PAGES[page](_results()))
 
 
 def _results() -> dict[str, Any]:
@@ -212,5 +268,5 @@ def picture() -> None:
 if __name__ == "__main__":
     picture()
     README.write_text(rewritten(README.read_text()))
-    for page, anew in (("kernels.md", page_rewritten), ("inference.md", inference_rewritten)):
-        (DOCS / page).write_text(anew((DOCS / page).read_text()))
+    for page in PAGES:
+        (DOCS / page).write_text(page_rewritten(page, (DOCS / page).read_text()))
