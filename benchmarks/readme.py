@@ -216,9 +216,9 @@ def recipes(result: dict[str, Any]) -> str:
         "The twins on one H100, from start to export and reload; whole runs begin with Python and end with the last\n"
         "checkpoint.\n\n"
         + table(head, runs)
-        + f"\nThe same {first['context']['texts']} times 1,024 tokens, of the Bible and of Milton, which no twin has read: "
-        f"the loss given {against:,}\ntokens before them, and what it changes by given others, with 95% intervals, in nats "
-        "a token.\n\n"
+        + f"\nThe same {first['context']['texts']} times 1,024 tokens, of the Bible and of Milton, which no twin "
+        f"has read: the loss given {against:,}\ntokens before them, and what it changes by given others, with 95% "
+        "intervals, in nats a token.\n\n"
         + table(["", f"loss given {against:,}", *(f"given {int(n):,}" for n in contexts)], losses)
         + f"\n{source(result)}"
     )
