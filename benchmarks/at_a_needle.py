@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import RESULTS, parser, processor, write
+from report import RESULTS, device_name, parser, write
 from torch import Tensor
 
 from lg.attention import Documents, Tiles
@@ -106,7 +106,7 @@ def main() -> None:
             }
         )
         print(json.dumps(rows[-1]), flush=True)
-    on = torch.cuda.get_device_name() if device == "cuda" else processor()
+    on = device_name(device == "cuda")
     what = f"weights of SmolLM2 135M at {len(asked)} needles in {args.length} tokens"
     write(args.out, what, on, ["torch"], rows)
     picture(mean[..., 0], args.picture, args.length)

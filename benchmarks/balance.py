@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import parser, processor, scalars, write
+from report import device_name, parser, scalars, write
 
 HERE = Path(__file__).parent
 WARM_UP = 2
@@ -68,7 +68,7 @@ def main() -> None:
     for wait, balance in itertools.product(args.waits, (False, True)):
         rows.append(run(wait, waits[wait], balance, shape))
         print(json.dumps(rows[-1]), flush=True)
-    device = torch.cuda.get_device_name() if cuda else processor()
+    device = device_name(cuda)
     write(
         args.out,
         "two ranks, 8 micro-batches a step and rank, files of the standard library packed whole",

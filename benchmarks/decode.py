@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
-from report import parser, processor, write
+from report import device_name, parser, write
 from torch import Tensor
 
 from lg.attention import Causal, Pattern, SinkWindow
@@ -168,7 +168,7 @@ def main() -> None:
         )
         print(json.dumps(rows[-1]), flush=True)
         del run
-    name = processor() if args.toy else torch.cuda.get_device_name()
+    name = device_name(not args.toy)
     write(args.out, f"decode attention of a layer; bound by {rate / 1e12:.3g} TB/s", name, ["torch", "triton"], rows)
 
 

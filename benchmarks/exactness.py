@@ -18,27 +18,23 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import parser, processor, write
+from report import device_name, parser, write
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from lg.attention import Causal, Documents, Pattern, SinkWindow
+from lg.cli.kept_as import formats_of
 from lg.data import Fetched, TokenizerFile
 from lg.evaluation.probe.texts import pieces
 from lg.inference import Runner, generate
-from lg.inference.formats import Format, Int4, Int8, Plain
+from lg.inference.formats import Format
 from lg.models.decoder import Decoder
 from lg.models.pretrained import open_pretrained
 from lg.models.pretrained.out import save
 
 HYBRID = [SinkWindow(window=512, sinks=64)] * 10 + [Causal()] * 10 + [SinkWindow(window=512, sinks=64)] * 10
-# What keys, and what values are kept as.
-FORMS: dict[str, tuple[Format, Format]] = {
-    "bfloat16": (Plain(torch.bfloat16), Plain(torch.bfloat16)),
-    "int8": (Int8(), Int8()),
-    "int8, int4": (Int8(), Int4()),
-    "int4": (Int4(), Int4()),
-}
+# What keys and values are kept as.
+KEPT = ("bfloat16", "int8", "int8_int4", "int4")
 
 
 def likeliest(model: Any, prompt: Tensor, count: int) -> list[int]:
@@ -102,7 +98,7 @@ def main() -> None:
     line.add_argument("--new", type=int, default=500)
     args = line.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    on = torch.cuda.get_device_name() if device.type == "cuda" else processor()
+    on = device_name(device.type == "cuda")
     path, rows = args.models / "smollm2", []
     (prompt,) = pieces([Fetched("austen")], TokenizerFile(str(path / "tokenizer.json")), args.prompt, 1)
     prompt = prompt.to(device)
@@ -125,11 +121,11 @@ def main() -> None:
             row, written = beside(decoder, theirs(out, torch.float32), prompt, args.new)
             add(f"{name}, float32", **row)
             text = torch.cat((prompt, torch.tensor(written, device=device)))
-            exact = Plain(torch.float32)
-            true = of_text(decoder, text, len(prompt), (exact, exact))
+            true = of_text(decoder, text, len(prompt), formats_of("float32", torch.float32))
             decoder = decoder.to(torch.bfloat16)
-            for kept, forms in FORMS.items():
-                add(f"{name}, bfloat16, kept as {kept}", **error(of_text(decoder, text, len(prompt), forms), true))
+            for kept in KEPT:
+                told = of_text(decoder, text, len(prompt), formats_of(kept, torch.bfloat16))
+                add(f"{name}, bfloat16, kept as {kept}", **error(told, true))
             off = error(by_transformers(theirs(out, torch.bfloat16), text, len(prompt)), true)
             add(f"{name}, bfloat16, transformers", **off)
             del decoder

@@ -30,7 +30,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from report import complaint, earlier, installed, parser, processor, write
+from report import complaint, device_name, earlier, installed, parser, write
 
 K = 1024
 LLAMA_2, LLAMA_3 = "llama-2-7b", "llama-3-8b"
@@ -393,7 +393,7 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     begun = time.perf_counter()
     until = begun + 60 * args.minutes
-    device = processor() if args.toy else torch.cuda.get_device_name()
+    device = device_name(not args.toy)
     is_large = args.toy or torch.cuda.get_device_properties(0).total_memory > LARGE
     packages = installed("torch", "triton", "transformers", "flash-attn-4")
     rows = earlier(args.out, failed=True)

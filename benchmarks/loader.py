@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import parser, processor, scalars, write
+from report import device_name, parser, scalars, write
 
 from lg.data import BestFit, Cut, Stdlib, TextData
 
@@ -98,7 +98,7 @@ def main() -> None:
             row["times_what_the_gpu_consumes"] = round(row["tokens_per_s"] / consumed, 1)
         rows.append(row)
         print(json.dumps(row), flush=True)
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    device = device_name(torch.cuda.is_available())
     write(args.out, "tokens a second of the loader", f"{device}, {os.cpu_count()} cores", ["torch", "lightning"], rows)
 
 

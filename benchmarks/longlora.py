@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import complaint, parser, processor, write
+from report import complaint, device_name, parser, write
 
 HERE = Path(__file__).parent
 ADAPTER = "--model.adapter={class_path: LoRA, init_args: {rank: 8, alpha: 16, also_train: [embedding, norm]}}"
@@ -52,7 +52,7 @@ def main() -> None:
     command.add_argument("--layers", type=int, default=8)
     command.add_argument("--toy", action="store_true", help="a tiny model at short lengths, to see that it works")
     args = command.parse_args()
-    device = torch.cuda.get_device_name() if torch.cuda.is_available() else processor()
+    device = device_name(torch.cuda.is_available())
     rows: list[dict[str, Any]] = []
     for length in (256, 512) if args.toy else (32768, 65536):
         for name in ("full", "groups"):

@@ -67,21 +67,26 @@ class Case(NamedTuple):
 def cases(scores: Path, seeds: int) -> Iterator[Case]:
     """The most wanted first: of the first seed every measure's sets, of the others the first measure's."""
     measures: dict[str, Any] = json.loads(scores.read_text())["measures"]
-    names = sorted(measures, key=lambda name: name != BEST)
+    best, *others = sorted(measures, key=lambda name: name != BEST)
     for seed in range(seeds):
         yield Case("full", f"{LAYERS}*full", seed)
         yield Case("middle 12", "9*local, 12*full, 9*local", seed)
         yield Case("sparse only", f"{LAYERS}*local", seed)
         for size in SIZES if seed == 0 else SIZES[:2]:
-            for number, measure in enumerate(names if seed == 0 else names[:1]):
-                chosen = Measured(str(scores), full_layers=size, measure=measure).layers(LAYERS)
-                yield Case(f"{measure}, {size}", written(chosen), seed)
-                if number == 0:
-                    drawn = random.Random(f"{seed} {size}").sample(range(LAYERS), size)
-                    schedule = written(["full" if n in drawn else "local" for n in range(LAYERS)])
-                    yield Case(f"random, {size}", schedule, seed)
-                    if seed == 0 and "gates" in measures:
-                        yield by_heads(measures["gates"]["heads"], size, seed)
+            yield by_measure(scores, best, size, seed)
+            drawn = random.Random(f"{seed} {size}").sample(range(LAYERS), size)
+            yield Case(f"random, {size}", written(["full" if n in drawn else "local" for n in range(LAYERS)]), seed)
+            if seed == 0:
+                if "gates" in measures:
+                    yield by_heads(measures["gates"]["heads"], size, seed)
+                for measure in others:
+                    yield by_measure(scores, measure, size, seed)
+
+
+def by_measure(scores: Path, measure: str, size: int, seed: int) -> Case:
+    """The layers that a measure proposes."""
+    chosen = Measured(str(scores), full_layers=size, measure=measure).layers(LAYERS)
+    return Case(f"{measure}, {size}", written(chosen), seed)
 
 
 def by_heads(gates: list[list[float]], size: int, seed: int) -> Case:

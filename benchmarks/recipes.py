@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from report import complaint, earlier, parser, processor, scalars, write
+from report import complaint, device_name, earlier, parser, scalars, write
 
 from lg.attention import Documents
 from lg.data import Fetched, TokenizerFile
@@ -142,7 +142,7 @@ def main() -> None:
     texts = pieces([Fetched("bible"), Fetched("milton")], tokenizer, max(contexts) + targets, count)
     rows = earlier(args.out)
     how = {"targets": targets, "contexts": contexts}
-    device = torch.cuda.get_device_name() if on_gpu else processor()
+    device = device_name(on_gpu)
 
     def add(row: dict[str, Any]) -> None:
         rows.append(row)

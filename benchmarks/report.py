@@ -55,6 +55,13 @@ def complaint(printed: str) -> str:
     return lines[-1].replace(f"{Path(__file__).parents[1]}/", "")[:500] if lines else ""
 
 
+def device_name(is_gpu: bool) -> str:
+    """The GPU's name, or else the processor's."""
+    import torch
+
+    return str(torch.cuda.get_device_name()) if is_gpu else processor()
+
+
 def processor() -> str:
     """The processor's name, as far as the system tells."""
     lines = Path("/proc/cpuinfo").read_text().splitlines() if Path("/proc/cpuinfo").exists() else []

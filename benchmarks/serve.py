@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 import openai
 import torch
-from report import parser, processor, write
+from report import device_name, parser, write
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lg.attention import Causal, SinkWindow
@@ -202,7 +202,7 @@ def main() -> None:
             process.kill()
             process.wait()
     print(json.dumps(row, indent=1))
-    device = torch.cuda.get_device_name() if options.device.startswith("cuda") else processor()
+    device = device_name(options.device.startswith("cuda"))
     what = "lg serve under load; seconds are of whole answers and of their first piece"
     write(options.out, what, device, ["torch", "starlette", "uvicorn"], [row])
     if row["wrong"] or row["failed"] or row["pages_leaked"] or row["exit_code"]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from lg.cli.bench import Parser, device_named, number
 from lg.cli.figures import figure
-from lg.cli.kept_as import DTYPES, KV, formats_of
+from lg.cli.kept_as import check, dtype_of, formats_of
 from lg.cli.lengths import tokens_in
 from lg.cli.written import file_for, write
 
@@ -118,9 +118,10 @@ def run(what: str, words: list[str]) -> None:
     model = _read(options, rest)
     lengths = [tokens_in(word, "--lengths") for word in options.lengths.split(",")]
     batches = [_batch(word) for word in options.batch.split(",")]
-    if options.dtype not in DTYPES:
-        raise ValueError(f"--dtype: {options.dtype!r} is not allowed; allowed are {', '.join(DTYPES)}")
-    formats = {word: _formats(word, options.dtype) for word in options.kv.split(",")}
+    formats = {}
+    for word in options.kv.split(","):
+        check(argparse.Namespace(dtype=options.dtype, kv=word))
+        formats[word] = formats_of(word, dtype_of(options.dtype, device))
     timed = _Timed(what, options)
     print(_heading(model, device, options.dtype), flush=True)
     width = max(len("schedule"), *(len(schedule) for schedule in model.schedules))
@@ -217,14 +218,6 @@ def _of_config(words: list[str]) -> _Model:
 
 def _batch(word: str) -> int | str:
     return word if word == "most" else number(word, "batch", 1024)
-
-
-def _formats(word: str, dtype: str) -> tuple[Format, Format]:
-    import torch
-
-    if word not in KV:
-        raise ValueError(f"--kv: {word!r} is not allowed; allowed are {', '.join(KV)}")
-    return formats_of(word, getattr(torch, dtype))
 
 
 def _decoder(model: _Model, schedule: str, device: torch.device, options: argparse.Namespace) -> Decoder:

@@ -84,11 +84,17 @@ def messages(lines: list[str]) -> list[str]:
     return [line for line in lines if re.match(r"lg( fit)?: ", line)]
 
 
-@pytest.mark.slow
-def test_a_rank_that_dies(folder: Path) -> None:
-    code, lines, seconds = fit(folder, "1:SIGKILL")
+def ended(folder: Path, fault: str) -> tuple[str, list[str]]:
+    """The one message of a run that ends with it, soon; and all lines."""
+    code, lines, seconds = fit(folder, fault)
     (told,) = messages(lines)
     assert code == 2 and seconds < 30
+    return told, lines
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies(folder: Path) -> None:
+    told, lines = ended(folder, "1:SIGKILL")
     assert re.search(rf"rank 1 was ended by SIGKILL; {LAST}", told)
     assert not any("Traceback" in line for line in lines)
 
@@ -132,25 +138,19 @@ def test_the_first_rank_hangs(folder: Path) -> None:
 
 @pytest.mark.slow
 def test_a_rank_whose_memory_is_full(folder: Path) -> None:
-    code, lines, seconds = fit(folder, "1:OOM")
-    (told,) = messages(lines)
-    assert code == 2 and seconds < 30
+    told, _ = ended(folder, "1:OOM")
     assert re.search(rf"row_length.*Tried to allocate 2.*on rank 1 after step 2;.*init_args\.memory,.*{LAST}", told)
 
 
 @pytest.mark.slow
 def test_all_ranks_whose_memory_is_full_say_so_once(folder: Path) -> None:
-    code, lines, seconds = fit(folder, "all:OOM")
-    (told,) = messages(lines)
-    assert code == 2 and seconds < 30
+    told, _ = ended(folder, "all:OOM")
     assert re.search(rf"row_length.*on rank [01] after step 2;.*init_args\.memory,.*{LAST}", told)
 
 
 @pytest.mark.slow
 def test_a_bug_on_one_rank_ends_all(folder: Path) -> None:
-    code, lines, seconds = fit(folder, "1:bug")
-    (told,) = messages(lines)
-    assert code == 2 and seconds < 30
+    told, lines = ended(folder, "1:bug")
     assert any("KeyError: 'a bug'" in line for line in lines)
     assert re.search(rf"rank 1 ended with code 1; {LAST}", told)
 
