@@ -224,6 +224,30 @@ def recipes(result: dict[str, Any]) -> str:
     )
 
 
+def serving(result: dict[str, Any]) -> str:
+    """A line a model and device."""
+    rows = [
+        [
+            f"{row['model']}, {row['dtype']}, {row['device']}",
+            f"{row['answers']:,}",
+            f"{row['cancelled']} / {row['broken']}",
+            f"{row['wrong']} / {row['failed']} / {row['pages_leaked']}",
+            f"{row['new_tokens_per_s']:,.0f} + {row['prompt_tokens_per_s']:,.0f}",
+            f"{row['first_token_p50_s']:.2f} / {row['first_token_p99_s']:.2f} s",
+            f"{row['answer_p50_s']:.1f} / {row['answer_p99_s']:.1f} s",
+        ]
+        for row in result["rows"]
+    ]
+    clients, minutes = result["rows"][-1]["clients"], round(result["rows"][-1]["seconds"] / 60)
+    head = ["", "answers", "cancelled / malformed", "wrong / failed / pages left", "tokens/s written + read"]
+    return (
+        f"{clients} clients for {minutes} minutes, 16 requests at once; prompts of 1 to 50% of the longest, 8 to 128 "
+        "new tokens, greedy.\n\n"
+        + table([*head, "first token, p50 / p99", "answer, p50 / p99"], rows)
+        + f"\n{source(result)}"
+    )
+
+
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "kernels.md": lambda results: "\n".join(
         (kernels(results["attention"]), "In another run, beside flash-attn-4. " + kernels(results["attention_flash"]))
@@ -231,6 +255,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "inference.md": lambda results: all_inference(results["inference"]),
     "pretrained.md": lambda results: round_trips(results["round_trips"]),
     "recipes.md": lambda results: recipes(results["recipes"]),
+    "serve.md": lambda results: serving(results["serve"]),
 }
 """The measured part of each page of docs/."""
 

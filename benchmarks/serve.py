@@ -5,7 +5,7 @@
 
 Clients ask for texts of mixed lengths, without sampling. Of each prompt, the first answer is kept: every other one must
 be the same, and so must what the model writes after it alone, when the load is over. The pages that are in use then
-must be none.
+must be none. The file has a row for each model and device, and keeps those of others.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import Any
 import httpx
 import openai
 import torch
-from report import device_name, parser, write
+from report import device_name, earlier, parser, write
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
 from lg.attention import Causal, SinkWindow
@@ -195,16 +195,18 @@ def main() -> None:
             said = process.stdout.readline()
             print(said, end="")
             load = Load(re.findall(r"(http://\S+)/v1", said)[0], options.max_length - 128, options.prompts)
-            row = {**measured(load, options.clients, options.seconds), "dtype": options.dtype}
+            row = {**measured(load, options.clients, options.seconds), "max_length": options.max_length}
             process.send_signal(signal.SIGTERM)
             row["exit_code"] = process.wait(60)
         finally:
             process.kill()
             process.wait()
+    row |= {"dtype": options.dtype, "device": device_name(options.device.startswith("cuda"))}
     print(json.dumps(row, indent=1))
-    device = device_name(options.device.startswith("cuda"))
     what = "lg serve under load; seconds are of whole answers and of their first piece"
-    write(options.out, what, device, ["torch", "starlette", "uvicorn"], [row])
+    same = ("model", "device", "dtype")
+    others = [one for one in earlier(options.out) if any(one[name] != row[name] for name in same)]
+    write(options.out, what, row["device"], ["torch", "starlette", "uvicorn"], [*others, row])
     if row["wrong"] or row["failed"] or row["pages_leaked"] or row["exit_code"]:
         raise SystemExit(1)
 
