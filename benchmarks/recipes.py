@@ -77,19 +77,20 @@ def twin(name: str, models: Path, options: list[str], texts: list[torch.Tensor],
         begun = time.perf_counter()
         lg("fit", f"--config={ROOT / 'recipes' / f'smollm2_{name}.yaml'}", *options)
         seconds = time.perf_counter() - begun
-        checkpoint = max(folder.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime)
-        told = scalars(checkpoint.parents[1])
+        checkpoints = sorted(folder.rglob("*.ckpt"), key=lambda file: file.stat().st_mtime)
+        # A run of several stages logs into a folder for each.
+        stages = [stage(logs) for logs in dict.fromkeys(file.parents[1] for file in checkpoints)]
+        checkpoint, last = checkpoints[-1], stages[-1]
         row: dict[str, Any] = {
             "case": name,
             "wall_s": seconds,
-            "tokens": told["data/tokens"][-1][1],
-            # The first steps compile, and are not counted.
-            "tokens_per_s": median([value for _, value in told.get("speed/tokens_per_s", [])]),
-            "loss_nats": [told["train/loss_nats"][0][1], told["train/loss_nats"][-1][1]],
-            "peak_gib": max(
-                (value for tag in told if tag.startswith("memory/") for _, value in told[tag]), default=None
-            ),
+            "tokens": sum(one["tokens"] for one in stages),
+            "tokens_per_s": last["tokens_per_s"],
+            "loss_nats": [stages[0]["loss_nats"][0], last["loss_nats"][1]],
+            "peak_gib": max((one["peak_gib"] for one in stages if one["peak_gib"] is not None), default=None),
         }
+        if len(stages) > 1:
+            row["stages"] = stages
         lg("export", str(checkpoint), "out", "--positions=32K")
         module = HybridLM.from_checkpoint(str(checkpoint)).to(device)
         row |= reloaded(folder / "out", module.model, texts[0][:2048].to(device))
@@ -101,6 +102,19 @@ def twin(name: str, models: Path, options: list[str], texts: list[torch.Tensor],
             decoder.config = changed(decoder.config, {"rope_scaling": Linear(factor)})
         row["context"] = context(decoder, texts, **how)
     return row
+
+
+def stage(logs: Path) -> dict[str, Any]:
+    """What a run, or one stage of it, has logged."""
+    told = scalars(logs)
+    return {
+        "name": logs.name,
+        "tokens": told["data/tokens"][-1][1],
+        # The first steps compile, and are not counted.
+        "tokens_per_s": median([value for _, value in told.get("speed/tokens_per_s", [])]),
+        "loss_nats": [told["train/loss_nats"][0][1], told["train/loss_nats"][-1][1]],
+        "peak_gib": max((value for tag in told if tag.startswith("memory/") for _, value in told[tag]), default=None),
+    }
 
 
 def median(values: list[float]) -> float | None:
@@ -130,7 +144,9 @@ def main() -> None:
     args = command.parse_args()
     begun = time.perf_counter()
     on_gpu = torch.cuda.is_available()
-    options = [] if on_gpu else ["--trainer.precision=32-true", "--model.compile=false"]
+    options = ["--trainer.log_every_n_steps=4"] + (
+        [] if on_gpu else ["--trainer.precision=32-true", "--model.compile=false"]
+    )
     contexts, targets, count = CONTEXTS, TARGETS, PIECES
     if args.length:
         options += [f"--data.row_length={args.length}", "--trainer.accumulate_grad_batches=1"]

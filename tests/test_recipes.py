@@ -5,6 +5,7 @@ The models here have the recipe's layers and heads and are otherwise small; text
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.cli import LightningArgumentParser
 
 from lg.cli import main
 from lg.cli.configuration import gather
@@ -122,6 +125,26 @@ def test_a_recipe_builds(name: str, config: dict[str, Any], place: Path, monkeyp
     file = place / f"{name}.yaml"
     file.write_text(yaml.safe_dump(config))
     assert main(["fit", "--config", str(file), *_on_a_laptop()]) == 0
+
+
+TWINS = [case for path in RUNS if path not in LARGE for case in stages(path)]
+
+
+@pytest.mark.network
+@pytest.mark.parametrize("config", [config for _, config in TWINS], ids=[name for name, _ in TWINS])
+def test_a_twin_reads_its_texts(config: dict[str, Any], tmp_path_factory: pytest.TempPathFactory) -> None:
+    folder = tmp_path_factory.getbasetemp() / "twins"
+    if not folder.exists():
+        assert main(["data", "fetch", "austen", "shakespeare", "faq", "essays"]) == 0
+        assert main(["import", "smollm2", str(folder / "models" / "smollm2")]) == 0
+    data = config["data"]
+    data["init_args"]["tokenizer"]["init_args"]["path"] = str(folder / "models" / "smollm2" / "tokenizer.json")
+    parser = LightningArgumentParser()
+    parser.add_lightning_class_args(LightningDataModule, "data", subclass_mode=True)
+    module = parser.instantiate_classes(parser.parse_object({"data": data}))["data"]
+    module.setup("fit")
+    lengths = {tuple(batch["tokens"].shape) for batch in itertools.islice(module.train_dataloader(), 20)}
+    assert lengths == {(module.batch_size, module.row_length)}
 
 
 def _on_a_laptop() -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -124,6 +125,9 @@ class PerHead(Pattern):
                 return None
             total = total + count * self._follows(n, h)
         return total
+
+    def pieces(self, length: int, head: int) -> Sequence[int] | None:
+        return self.patterns[self.heads[head]].pieces(length, head)
 
     @property
     def made_for(self) -> int | None:

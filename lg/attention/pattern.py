@@ -17,6 +17,7 @@ from __future__ import annotations
 import inspect
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -38,11 +39,16 @@ NAMES: dict[str, type[Pattern]] = {}
 """Every pattern class by its name, filled as classes are defined."""
 
 
+# What a class may know of its predicate.
+_KNOWN = frozenset({"tile", "num_seen", "pieces"})
+
+
 class Pattern(ABC):
     """What one layer may see. Subclass as a frozen dataclass, whose fields are its configuration.
 
     Only `sees` must be written. A subclass may override `tile` where interval arithmetic is not tight and it knows the
-    exact answer, and `num_seen` where it knows a formula; ``lg.testing.check_pattern`` holds both to the predicate.
+    exact answer, `num_seen` where it knows a formula, and `pieces` where it is full causal attention in parts of a
+    document; ``lg.testing.check_pattern`` holds them to the predicate.
 
     Raises:
         ValueError: when a class is defined under a name that another class has already.
@@ -55,6 +61,10 @@ class Pattern(ABC):
         if getattr(cls.sees, "__isabstractmethod__", False):
             return
         cls._asks_for_doc = len(inspect.signature(cls.sees).parameters) > 4
+        if "sees" in vars(cls):
+            # What an ancestor knows of its own predicate does not hold for another one.
+            for name in _KNOWN.difference(vars(cls)):
+                setattr(cls, name, getattr(Pattern, name))
         # A view of other patterns, which no configuration asks for by a name.
         if not named:
             return
@@ -244,6 +254,23 @@ class Pattern(ABC):
             q: queries, counted from the start of their document, int64.
             h: KV heads, of a shape that broadcasts with ``q``.
             doc: ``doc.length``, and what the predicate asks for: int64, as ``q``.
+        """
+        return None
+
+    def pieces(self, length: int, head: int) -> Sequence[int] | None:
+        """Where full causal attention begins anew, if that is all that the pattern is: torch's own kernels, the fastest
+        for it, then compute it piece by piece.
+
+        Args:
+            length: tokens of the document.
+            head: the KV head.
+
+        Returns:
+            The first token of each piece, ascending from 0; None for any other pattern.
+
+        >>> from lg.attention import Chunked
+        >>> list(Chunked(400).pieces(1000, head=0))
+        [0, 400, 800]
         """
         return None
 

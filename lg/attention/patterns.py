@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,6 +22,9 @@ class Causal(Pattern):
 
     def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
         return q + 1
+
+    def pieces(self, length: int, head: int) -> Sequence[int]:
+        return (0,)
 
 
 @dataclass(frozen=True)
@@ -178,6 +182,9 @@ class Chunked(Pattern):
     def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
         return q % self.chunk + 1
 
+    def pieces(self, length: int, head: int) -> Sequence[int]:
+        return range(0, length, self.chunk)
+
 
 @dataclass(frozen=True)
 class ShiftedGroups(Pattern):
@@ -218,6 +225,9 @@ class ShiftedGroups(Pattern):
 
     def num_seen(self, q: Tensor, h: Tensor, doc: Any) -> Tensor:
         return torch.minimum(q + 1, (q + self._shift(h)) % self.group + 1)
+
+    def pieces(self, length: int, head: int) -> Sequence[int]:
+        return (0, *range(self.group - self._shift(head), length, self.group))
 
     @property
     def made_for(self) -> int:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from lg.attention import Documents, Pattern, Tiles, TileTable, attend
+from lg.attention import Causal, Documents, Pattern, Tiles, TileTable, attend
 
 LENGTHS = (1, 63, 100, 1000, 4096)
 BLOCKS = ((32, 32), (64, 64), (128, 128), (128, 64))
@@ -56,8 +56,8 @@ def check_pattern(
     Checked, of the whole sequence and of a chunk of its queries: the text is the predicate; masks broadcast; no tile
     is missing, or called full when it is not, at any tile size, in the table and in its transpose; attention over
     gathered tiles equals the dense oracle in float64, with all three gradients. And up to 1,000 tokens: which chunks
-    need which others, which keys a later query may still see, which heads see alike, how many keys a query sees, and
-    which tokens come to know of later ones.
+    need which others, which keys a later query may still see, which heads see alike, how many keys a query sees, where
+    full causal attention begins anew, and which tokens come to know of later ones.
 
     Args:
         pattern: what to check.
@@ -188,6 +188,13 @@ def check_what_follows(tiles: Tiles, heads: int) -> None:
     if count is not None:
         wrong = count.broadcast_to(seen.shape[:2]) != seen.sum(2)
         refuse(wrong, f"{pattern}.num_seen is not what is seen on {documents}")
+    for start, end in documents.bounds.T.tolist():
+        for head in range(tiles.heads):
+            pieces = pattern.pieces(end - start, head)
+            if pieces is not None:
+                own = Documents(end - start, tuple(pieces))
+                wrong = seen[head, start:end, start:end] != brute_force(Causal().tiles(own))[0]
+                refuse(wrong, f"{pattern}.pieces({end - start}, head={head}) is not what is seen on {documents}")
     index = torch.arange(documents.length)
     farthest = torch.where(seen, index, -1).amax((0, 2)).tolist()
     known, want = -1, []

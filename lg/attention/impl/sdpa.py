@@ -1,10 +1,12 @@
 """Full causal attention by torch's own kernels: nothing in torch is faster where all is seen.
 
-A sequence of one document is one plain call. Otherwise each document is a part of its own, and where a chunk of queries
-has a past in its document, which torch sends to slower kernels, that part is two calls: the keys before the chunk, seen
-by every query, and the chunk's own keys, causal. The two are merged by their log-sum-exps (as in Ring Attention: Liu et
-al. 2023, arXiv 2310.01889, section 3), and each is differentiated with the merged output and log-sum-exp, which is
-exact. Keys and values are never copied on the way in.
+A sequence of one document is one plain call. Otherwise each document is a part of its own, and so is each piece of one
+in which the pattern is full causal attention (`Pattern.pieces`), for the KV heads that are cut alike; parts of one
+length side by side are one call, a batch. Where a chunk of queries has a past in its document, which torch sends to
+slower kernels, that part is two calls: the keys before the chunk, seen by every query, and the chunk's own keys,
+causal. The two are merged by their log-sum-exps (as in Ring Attention: Liu et al. 2023, arXiv 2310.01889, section 3),
+and each is differentiated with the merged output and log-sum-exp, which is exact. Keys and values are never copied on
+the way in, but where a batch has several rows.
 
 Shapes: B batch, H query heads, G KV heads, L tokens, Lq queries, D head width.
 """
@@ -20,6 +22,7 @@ from torch.nn.attention import sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 
 from lg.attention.cost import banded_pairs
+from lg.attention.documents import Documents
 from lg.attention.impl import Executed
 from lg.attention.impl.fused import BACKENDS, Kernel, is_whole_in_torch, kernel_for
 from lg.attention.impl.stretches import executed_in_all, stretch_by_stretch
@@ -28,25 +31,62 @@ from lg.attention.patterns import Causal
 from lg.attention.tiles import Tiles
 
 
-class _Piece(NamedTuple):
-    """One call: keys of the sequence, whether each query sees them all or causally, and the kernel."""
+class _Cut(NamedTuple):
+    """KV heads that see alike, all of them by a slice without bounds, and the documents in which that is full causal
+    attention.
+    """
 
-    keys: slice
+    heads: slice
+    documents: Documents
+
+
+class _Place(NamedTuple):
+    """Tokens of some heads, as a batch of so many parts of one length."""
+
+    heads: slice
+    tokens: slice
+    times: int
+
+    def of(self, x: Tensor) -> Tensor:
+        """These of [B, H, L, D], as [B * times, own heads, L of a part, D]."""
+        part: Tensor = x[:, self.heads, self.tokens]
+        return part if self.times == 1 else self._apart(part).flatten(0, 1)
+
+    def put(self, into: Tensor, value: Tensor) -> None:
+        """Writes what `of` would give."""
+        part = into[:, self.heads, self.tokens]
+        if self.times > 1:
+            part, value = self._apart(part), value.view(-1, self.times, *value.shape[1:])
+        part.copy_(value)
+
+    def _apart(self, part: Tensor) -> Tensor:
+        length = part.shape[2] // self.times
+        return part.unfold(2, length, length).permute(0, 2, 1, 4, 3)
+
+
+class _Piece(NamedTuple):
+    """One call: its keys, whether each query sees them all or causally, and the kernel."""
+
+    keys: _Place
     causal: bool
     kernel: Kernel
 
 
 class _Part(NamedTuple):
-    """What one document has to do: queries of the chunk, and the one or two calls that their keys take."""
+    """What one document has to do, or several of one length: queries, and the one or two calls that their keys take."""
 
-    queries: slice
+    queries: _Place
     pieces: list[_Piece]
 
 
 def refusal(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
-    """Only the pattern that sees every earlier key; and in parts only by a kernel that tells its log-sum-exp."""
-    if tiles.pattern.text != Causal().text:
-        return f"it computes full causal attention only, not {tiles.pattern}"
+    """Only the pattern that sees every earlier key, also in pieces; and in parts only by a kernel that tells its
+    log-sum-exp.
+    """
+    cuts = _cuts(tiles)
+    if cuts is None or (isinstance(tiles, Part) and tiles.text != Causal().text):
+        among = ", of what ranks share" if cuts else ""
+        return f"it computes full causal attention only{among}, not {tiles.pattern}"
     if not _whole(tiles) and kernel_for(q, k, v, causal=False, scale=1.0) is None:
         return (
             f"torch has no fused kernel for {q.dtype} at head width {q.shape[3]} on {q.device.type}, "
@@ -56,7 +96,7 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
 
 
 def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
-    """Causal attention within each document: [B, H, Lq, D]."""
+    """Causal attention within each document, or piece of one: [B, H, Lq, D]."""
     if isinstance(tiles, Part):
         return stretch_by_stretch(run, q, k, v, tiles, scale)
     if _whole(tiles) and is_whole_in_torch(q, k, v):
@@ -68,33 +108,83 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
 
 
 def executed(tiles: Tiles) -> Executed:
-    """What kernels compute that skip the tiles above the diagonal of each document."""
+    """What kernels compute that skip the tiles above the diagonal of each document, or piece of one."""
     if isinstance(tiles, Part):
         return executed_in_all(executed, tiles)
-    return Executed(banded_pairs(tiles), scores_again=True)
+    cuts = _cuts(tiles)
+    assert cuts is not None, tiles.pattern
+    pairs = [banded_pairs(Causal().tiles(cut.documents, queries=tiles.queries)) for cut in cuts]
+    heads = torch.tensor([len(range(tiles.heads)[cut.heads]) for cut in cuts])
+    return Executed(torch.cat(pairs).repeat_interleave(heads), scores_again=True)
+
+
+def _cuts(tiles: Tiles) -> list[_Cut] | None:
+    """KV heads, in order, with their documents; None if the pattern is anything but full causal attention."""
+    return tiles.kept("full causal attention", lambda: _cuts_made(tiles))
+
+
+def _cuts_made(tiles: Tiles) -> list[_Cut] | None:
+    if tiles.text == Causal().text:
+        return [_Cut(slice(None), tiles.documents)]
+    cuts: list[_Cut] = []
+    for head in range(tiles.heads):
+        starts: list[int] = []
+        for first, end in tiles.documents.bounds.T.tolist():
+            pieces = tiles.pattern.pieces(end - first, head)
+            if pieces is None:
+                return None
+            starts += [first + piece for piece in pieces]
+        if cuts and cuts[-1].documents.starts == tuple(starts):
+            cuts[-1] = _Cut(slice(cuts[-1].heads.start, head + 1), cuts[-1].documents)
+        else:
+            cuts.append(_Cut(slice(head, head + 1), Documents(tiles.documents.length, starts)))
+    # Of heads that are alike it may not be told how many they are.
+    return cuts if len(cuts) > 1 else [_Cut(slice(None), cuts[0].documents)]
 
 
 def _whole(tiles: Tiles) -> bool:
-    return tiles.all_queries and tiles.all_keys and not tiles.packed
+    cuts = _cuts(tiles)
+    one = cuts is not None and len(cuts) == 1 and len(cuts[0].documents.starts) == 1
+    return one and tiles.all_queries and tiles.all_keys
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> list[_Part]:
-    first, end = tiles.queries
+    cuts, groups = _cuts(tiles), q.shape[1] // k.shape[1]
+    assert cuts is not None, tiles.pattern
     parts = []
-    for begin, stop in tiles.documents.bounds.T.tolist():
+    for heads, documents in cuts:
+        query_heads = heads if heads == slice(None) else slice(heads.start * groups, heads.stop * groups)
+        for keys, own, count in _rows(documents, *tiles.queries):
+            queries = _Place(query_heads, slice(own.start - tiles.queries[0], own.stop - tiles.queries[0]), count)
+            pieces = []
+            for tokens, causal in ((keys, False), (own, True)):
+                if tokens.start < tokens.stop:
+                    place = _Place(heads, tokens, count)
+                    # Asked for each call: cuDNN, for one, does not take a single key.
+                    kernel = kernel_for(queries.of(q), place.of(k), place.of(v), causal, scale)
+                    assert kernel, f"no kernel for {queries} and {place}"
+                    pieces.append(_Piece(place, causal, kernel))
+            parts.append(_Part(queries, pieces))
+    return parts
+
+
+def _rows(documents: Documents, first: int, end: int) -> list[tuple[slice, slice, int]]:
+    """Of each document in which queries from ``first`` to ``end`` lie: the keys before these queries, the queries, and
+    1; of several documents of one length whose queries are all there, one after another: no keys, their tokens, and
+    how many they are.
+    """
+    rows: list[tuple[slice, slice, int]] = []
+    for begin, stop in documents.bounds.T.tolist():
         own = slice(max(begin, first), min(stop, end))
         if own.start >= own.stop:
             continue
-        queries = slice(own.start - first, own.stop - first)
-        pieces = []
-        for keys, causal in ((slice(begin, own.start), False), (own, True)):
-            if keys.start < keys.stop:
-                # Asked for each call: cuDNN, for one, does not take a single key.
-                kernel = kernel_for(q[:, :, queries], k[:, :, keys], v[:, :, keys], causal, scale)
-                assert kernel, f"no kernel for queries {queries} and keys {keys}"
-                pieces.append(_Piece(keys, causal, kernel))
-        parts.append(_Part(queries, pieces))
-    return parts
+        keys, before, count = rows[-1] if rows else (slice(0, 0), slice(0, 0), 0)
+        is_like_those = before.stop - before.start == count * (stop - begin) and keys.start == keys.stop
+        if own == slice(begin, stop) and before.stop == begin and count and is_like_those:
+            rows[-1] = keys, slice(before.start, stop), count + 1
+        else:
+            rows.append((slice(begin, own.start), own, 1))
+    return rows
 
 
 class _Parts(torch.autograd.Function):
@@ -102,17 +192,18 @@ class _Parts(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, parts: list[_Part], scale: float) -> Tensor:
-        outs, lses, randoms = [], [], []
+        out, lses, randoms = torch.empty_like(q), [], []
         for queries, pieces in parts:
             done = [
-                kernel.forward(q[:, :, queries], k[:, :, keys], v[:, :, keys], causal, scale)
-                for keys, causal, kernel in pieces
+                kernel.forward(queries.of(q), keys.of(k), keys.of(v), causal, scale) for keys, causal, kernel in pieces
             ]
-            out, lse = _merged(*(x[:2] for x in done)) if len(done) == 2 else done[0][:2]
-            outs.append(out)
+            own, lse = _merged(*(x[:2] for x in done)) if len(done) == 2 else done[0][:2]
+            if len(parts) == 1 and queries.times == 1:
+                out = own
+            else:
+                queries.put(out, own)
             lses.append(lse)
             randoms.append([random for _, _, random in done])
-        out = outs[0] if len(outs) == 1 else torch.cat(outs, 2)
         ctx.save_for_backward(q, k, v, out, *lses)
         ctx.parts, ctx.randoms, ctx.scale = parts, randoms, scale
         return out
@@ -121,23 +212,22 @@ class _Parts(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         q, k, v, out, *lses = ctx.saved_tensors
-        dk, dv = torch.empty_like(k), torch.empty_like(v)
-        # The parts' keys lie side by side; what lies around them is not seen.
-        seen = slice(ctx.parts[0].pieces[0].keys.start, ctx.parts[-1].pieces[-1].keys.stop)
-        for x in (dk, dv):
-            x[:, :, : seen.start] = 0
-            x[:, :, seen.stop :] = 0
-        dqs = []
+        dq = torch.empty_like(q)
+        # A chunk of queries does not see all keys.
+        make = torch.empty_like if q.shape[2] == k.shape[2] else torch.zeros_like
+        dk, dv = make(k), make(v)
         for (queries, pieces), lse, randoms in zip(ctx.parts, lses, ctx.randoms, strict=True):
-            one = grad[:, :, queries], q[:, :, queries], out[:, :, queries]
+            one = queries.of(grad), queries.of(q), queries.of(out)
             shares = []
             for (keys, causal, kernel), random in zip(pieces, randoms, strict=True):
-                share, dk[:, :, keys], dv[:, :, keys] = kernel.backward(
-                    one[0], one[1], k[:, :, keys], v[:, :, keys], one[2], lse, random, causal, ctx.scale
+                share, *of_keys = kernel.backward(
+                    one[0], one[1], keys.of(k), keys.of(v), one[2], lse, random, causal, ctx.scale
                 )
                 shares.append(share)
-            dqs.append(shares[0] if len(shares) == 1 else shares[0].add_(shares[1]))
-        return dqs[0] if len(dqs) == 1 else torch.cat(dqs, 2), dk, dv, None, None
+                for into, value in zip((dk, dv), of_keys, strict=True):
+                    keys.put(into, value)
+            queries.put(dq, shares[0] if len(shares) == 1 else shares[0].add_(shares[1]))
+        return dq, dk, dv, None, None
 
 
 def _merged(one: tuple[Tensor, Tensor], other: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
