@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lg.attention.cost import banded_pairs
 from lg.attention.documents import Documents
-from lg.attention.impl import Executed
+from lg.attention.impl import Executed, kept_of
 from lg.attention.impl.fused import BACKENDS, Kernel, is_whole_in_torch, kernel_for
 from lg.attention.impl.stretches import executed_in_all, stretch_by_stretch
 from lg.attention.part import Part
@@ -99,11 +99,12 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     """Causal attention within each document, or piece of one: [B, H, Lq, D]."""
     if isinstance(tiles, Part):
         return stretch_by_stretch(run, q, k, v, tiles, scale)
-    if _whole(tiles) and is_whole_in_torch(q, k, v):
+    parts = kept_of(tiles, ("parts", scale), (q, k, v), lambda: _parts(q, k, v, tiles, scale))
+    if parts is None:
         with sdpa_kernel(BACKENDS, set_priority=True):
             gqa = q.shape[1] != k.shape[1]
             return scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale, enable_gqa=gqa)
-    out: Tensor = _Parts.apply(q, k, v, _parts(q, k, v, tiles, scale), scale)  # type: ignore[no-untyped-call]
+    out: Tensor = _Parts.apply(q, k, v, parts, scale)  # type: ignore[no-untyped-call]
     return out
 
 
@@ -120,12 +121,12 @@ def executed(tiles: Tiles) -> Executed:
 
 def _cuts(tiles: Tiles) -> list[_Cut] | None:
     """KV heads, in order, with their documents; None if the pattern is anything but full causal attention."""
+    if tiles.text == Causal().text:
+        return [_Cut(slice(None), tiles.documents)]
     return tiles.kept("full causal attention", lambda: _cuts_made(tiles))
 
 
 def _cuts_made(tiles: Tiles) -> list[_Cut] | None:
-    if tiles.text == Causal().text:
-        return [_Cut(slice(None), tiles.documents)]
     cuts: list[_Cut] = []
     for head in range(tiles.heads):
         starts: list[int] = []
@@ -148,7 +149,10 @@ def _whole(tiles: Tiles) -> bool:
     return one and tiles.all_queries and tiles.all_keys
 
 
-def _parts(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> list[_Part]:
+def _parts(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> list[_Part] | None:
+    """None where one call of torch's is as good."""
+    if _whole(tiles) and is_whole_in_torch(q, k, v):
+        return None
     cuts, groups = _cuts(tiles), q.shape[1] // k.shape[1]
     assert cuts is not None, tiles.pattern
     parts = []
