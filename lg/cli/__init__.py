@@ -92,22 +92,28 @@ def entry() -> None:
     try:
         code = main()
         sys.stdout.flush()
-    except BrokenPipeError:
-        if not _reader_gone():
-            raise
-        # What is left in the buffer goes nowhere, so that Python does not complain of it either.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        code = 141  # what shells say of a command that its reader ended
+    except OSError as error:
+        code = _without_stdout(error)
     sys.exit(code)
 
 
-def _reader_gone() -> bool:
-    """Whether it is stdout that nobody reads any more, as in ``lg patterns | head``, rather than another pipe."""
+def _without_stdout(error: OSError) -> int:
+    """The exit code, where it is stdout that cannot be written any more; else the error is raised.
+
+    Its reader may have gone, as in ``lg patterns | head``, or the disk be full.
+    """
     try:
         os.write(sys.stdout.fileno(), b"\n")
     except BrokenPipeError:
-        return True
-    return False
+        code = 141  # what shells say of a command that its reader ended
+    except OSError as again:
+        print(f"lg: standard output cannot be written: {again.strerror}", file=sys.stderr)
+        code = 2
+    else:
+        raise error
+    # What is left in the buffer goes nowhere, so that Python does not complain of it either.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    return code
 
 
 def main(args: list[str] | None = None) -> int:

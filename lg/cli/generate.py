@@ -13,8 +13,6 @@ from lg.cli.kept_as import check, compile_on, dtype_of, formats_of
 from lg.cli.progress import ProgressLine
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from lg.cli.opened import Opened
     from lg.inference import Sampling, Scheduler
 
@@ -102,7 +100,7 @@ def _options(words: list[str]) -> Namespace:
     from lg.cli.bench import Parser
 
     parser = Parser(prog="lg generate", allow_abbrev=False, add_help=False)
-    parser.add_argument("stdin", nargs="?", choices=["-"])
+    parser.add_argument("stdin", nargs="*")
     for name in ("model", "prompt", "tokenizer", "dtype", "device"):
         parser.add_argument(f"--{name}")
     for name in ("prompt-file", "stop"):
@@ -114,10 +112,13 @@ def _options(words: list[str]) -> Namespace:
     parser.add_argument("--kv", default="auto")
     for name in ("chat", "compile"):
         parser.add_argument(f"--{name}", action="store_true")
-    options = parser.parse_args(words)
+    options, unknown = parser.parse_known_args(words)
+    if unknown or options.stdin not in ([], ["-"]):
+        said = (unknown or options.stdin)[0]
+        raise ValueError(f"{said}: not an option of lg generate (see lg generate --help)")
     if options.model is None:
         raise ValueError("--model: needed; a checkpoint, a folder of transformers or a GGUF file")
-    if sum((options.prompt is not None, bool(options.prompt_file), options.stdin is not None)) != 1:
+    if sum((options.prompt is not None, bool(options.prompt_file), bool(options.stdin))) != 1:
         raise ValueError("--prompt: one of --prompt, --prompt-file and - is needed, and no two of them")
     if not 1 <= options.max_new_tokens <= _MOST_NEW:
         raise ValueError(
@@ -133,11 +134,15 @@ def _sampling(options: Namespace) -> Sampling:
     from lg.inference import Sampling
 
     told = {name.replace("-", "_"): getattr(options, name.replace("-", "_")) for name in _NUMBERS}
+    told = {name: value for name, value in told.items() if value is not None}
     try:
-        return Sampling(**{name: value for name, value in told.items() if value is not None})
+        sampling = Sampling(**told)
+        if sampling.temperature == 0 and (drawn := [name for name in ("top_k", "top_p", "min_p") if name in told]):
+            raise ValueError(f"{drawn[0]}: not allowed without --temperature above 0; the likeliest token is taken")
     except ValueError as error:
         name, _, said = str(error).partition(":")
         raise ValueError(f"--{name.replace('_', '-')}:{said}") from error
+    return sampling
 
 
 def _prompts(options: Namespace) -> list[tuple[str, bytes]]:
@@ -167,7 +172,7 @@ def _write(
     spelling = model.speaking(options.model)
     import torch
 
-    from lg.inference.generate import stream
+    from lg.inference.generate import scheduler_for, stream
 
     doc = _doc(model, options.prefix)
     texts = [
@@ -175,7 +180,8 @@ def _write(
         for _, text in prompts
     ]
     ids = [torch.tensor(text, dtype=torch.int64) for text in texts]
-    scheduler = _scheduler(model, ids, options)
+    formats = formats_of(options.kv, model.decoder.embedding.weight.dtype)
+    scheduler = scheduler_for(model.decoder, ids, options.max_new_tokens, formats)
     longest = max(map(len, ids)) + options.max_new_tokens
     if model.longest is not None and longest > model.longest:
         line.clear()
@@ -222,32 +228,6 @@ def _doc(model: Opened, prefix: int | None) -> dict[str, int]:
     if prefix is not None and prefix < 0:
         raise ValueError(f"--prefix: {prefix} is not allowed; it must be at least 0")
     return {} if prefix is None else {"prefix": prefix}
-
-
-def _scheduler(model: Opened, ids: Sequence[Tensor], options: Namespace) -> Scheduler:
-    """Room for all prompts at once, or else for one after another.
-
-    Raises:
-        ValueError: if the longest does not fit.
-    """
-    from lg.inference import Runner, Scheduler
-    from lg.inference.room import SHARE, free_memory, longest, room_bytes
-
-    decoder, new = model.decoder, options.max_new_tokens
-    weight = decoder.embedding.weight
-    formats = formats_of(options.kv, weight.dtype)
-    lengths = [len(one) + new for one in ids]
-    free = int(SHARE * free_memory(weight.device))
-    if (needed := room_bytes(decoder, max(lengths), formats=formats)) > free:
-        fits = longest(decoder, free, formats) - new
-        raise ValueError(
-            f"the prompt has {max(lengths) - new:,} tokens, and with {new:,} new ones its keys and values would take "
-            f"{needed / 1e9:,.1f} GB, where there are {free / 1e9:,.1f} GB for them; "
-            + (f"the longest prompt that fits has {fits:,} tokens" if fits > 0 else "fewer must be written")
-        )
-    # What does not fit together is written one after another.
-    together = room_bytes(decoder, max(lengths), len(ids), sum(lengths), formats) <= free
-    return Scheduler(Runner(decoder, max(lengths), len(ids) if together else 1, sum(lengths), formats))
 
 
 class _Shown:

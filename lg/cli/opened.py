@@ -126,8 +126,10 @@ def opened(path: str, tokenizer: str | None, dtype: torch.dtype, device: torch.d
         ValueError: naming the option that is at fault.
     """
     given = Path(path).expanduser()
-    if not given.exists():
+    if not path or not given.exists():
         raise ValueError(f"{KEY}: {path!r} does not exist; {_KINDS}")
+    if given.is_file() and given.suffix in (".json", ".safetensors"):
+        raise ValueError(f"{KEY}: {given.name!r} is a file of a folder of transformers; the folder is needed")
     if tokenizer is not None:
         # It is quickly known whether it is one.
         spelled(path, tokenizer, None)

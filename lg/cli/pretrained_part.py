@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -69,9 +70,10 @@ def checkpoint_as(key: str, path: Path, dtype: torch.dtype, device: torch.device
         if path.is_file():
             torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # whatever damage makes of pickled and packed bytes
+        why = first_line(error) if zipfile.is_zipfile(path) else "it is no checkpoint, or a part of one"
         raise ValueError(
-            f"{key}: {path.name!r} cannot be read: {first_line(error)}; a checkpoint, a folder of transformers or a "
-            "GGUF file is needed"
+            f"{key}: {path.name!r} cannot be read: {why}; a checkpoint, a folder of transformers or a GGUF file is "
+            "needed"
         ) from error
     try:
         module = HybridLM.from_checkpoint(str(path))

@@ -107,8 +107,9 @@ class Bytes(Tokenizer):
         return np.frombuffer(text, dtype=np.uint8)
 
     def decode(self, ids: Ids | Sequence[int]) -> bytes:
-        """The ids as bytes; exact."""
-        return np.asarray(ids, dtype=np.uint8).tobytes()
+        """The ids as bytes; those beyond, which pad a model's vocabulary, have none."""
+        listed = np.asarray(ids)
+        return listed[listed < 256].astype(np.uint8).tobytes()
 
 
 class TokenizerFile(Tokenizer):

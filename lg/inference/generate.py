@@ -11,12 +11,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lg.inference import room
 from lg.inference.formats import Format
 from lg.inference.runner import Runner
 from lg.inference.sampling import GREEDY, Sampling
@@ -97,17 +100,15 @@ def generate(
         chunk: tokens of a step; see `Scheduler`.
 
     Raises:
-        ValueError: a prompt is empty or has ids that the model has not, a value is out of range, or the model cannot
-            write.
+        ValueError: a prompt is empty or has ids that the model has not, or there is no memory for it; a value is out of
+            range; or the model cannot write.
     """
     if isinstance(prompts, str):
         raise ValueError("prompts: a text alone is not allowed; a list of prompts is needed")
     ids = [ids_of(prompt, tokenizer) for prompt in prompts]
-    runner = runner_for(model, ids, max_new_tokens, formats)
+    scheduler = scheduler_for(model, ids, max_new_tokens, formats, chunk)
     written = [Written() for _ in ids]
-    for piece in stream(
-        Scheduler(runner, chunk), ids, max_new_tokens, sampling, tokenizer, stop, stop_strings, doc
-    ):  # fmt: skip
+    for piece in stream(scheduler, ids, max_new_tokens, sampling, tokenizer, stop, stop_strings, doc):
         written[piece.prompt].add(piece)
     return written
 
@@ -127,19 +128,20 @@ def stream(
     If it is not read to its end, what is left is cancelled.
     """
     assert scheduler.idle
-    if stop_strings and tokenizer is None:
+    ends = _ends(stop, scheduler.runner.decoder.config.vocab_size)
+    strings = _strings(stop_strings)
+    if strings and tokenizer is None:
         raise ValueError("stop_strings: not allowed without a tokenizer, which says what strings tokens are")
-    if any(not one for one in stop_strings):
-        raise ValueError("stop_strings: an empty string is not allowed; it would end every text")
+    new = int(max_new_tokens) if _is_whole(max_new_tokens) else max_new_tokens
     number: dict[int, int] = {}
     try:
         for prompt in prompts:
-            request = Request(ids_of(prompt, tokenizer), max_new_tokens, sampling, frozenset(stop), doc or {})
+            request = Request(ids_of(prompt, tokenizer), new, sampling, ends, doc or {})
             number[scheduler.submit(request)] = len(number)
     except ValueError:
         _cancel(scheduler, number)
         raise
-    return _pieces(scheduler, number, tokenizer, stop_strings)
+    return _pieces(scheduler, number, tokenizer, strings)
 
 
 def _pieces(
@@ -176,27 +178,95 @@ def _cancel(scheduler: Scheduler, tickets: Collection[int]) -> None:
         scheduler.step()
 
 
-def runner_for(
-    model: Decoder, ids: Sequence[Tensor], max_new_tokens: int, formats: tuple[Format, Format] | None = None
-) -> Runner:
-    """A runner with room for some prompts and what is written after them."""
-    if type(max_new_tokens) is not int or max_new_tokens < 1:
+def _ends(stop: object, vocab_size: int) -> frozenset[int]:
+    listed = _listed(stop)
+    if listed is None or not all(_is_whole(one) and 0 <= one < vocab_size for one in listed):
+        raise ValueError(
+            f"stop: {stop!r:.60} is not allowed; it must list ids of the model, 0 to {vocab_size - 1} (stop_strings "
+            "takes texts)"
+        )
+    return frozenset(map(int, listed))
+
+
+def _strings(stop_strings: object) -> tuple[str, ...]:
+    listed = _listed(stop_strings)
+    if listed is None or not all(isinstance(one, str) for one in listed):
+        raise ValueError(f"stop_strings: {stop_strings!r:.60} is not allowed; it must list texts")
+    if "" in listed:
+        raise ValueError("stop_strings: an empty string is not allowed; it would end every text")
+    return listed
+
+
+def _listed(value: object) -> tuple[Any, ...] | None:
+    """What a collection has; None of what is none, or of a text, whose characters are not meant."""
+    return None if isinstance(value, str | bytes) or not isinstance(value, Iterable) else tuple(value)
+
+
+def _is_whole(value: object) -> bool:
+    """Whether it is an integer, numpy's included, and no bool."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def scheduler_for(
+    model: Decoder,
+    ids: Sequence[Tensor],
+    max_new_tokens: int,
+    formats: tuple[Format, Format] | None = None,
+    chunk: int = 2048,
+) -> Scheduler:
+    """A scheduler with room for some prompts and what is written after them: for all at once, or else for one after
+    another.
+
+    Raises:
+        ValueError: a number is out of its range, or there is no memory for the longest.
+    """
+    if not _is_whole(max_new_tokens) or max_new_tokens < 1:
         raise ValueError(f"max_new_tokens: {max_new_tokens!r} is not allowed; it must be an integer of at least 1")
-    lengths = [len(one) + max_new_tokens for one in ids]
-    return Runner(model, max(lengths, default=1), max(len(ids), 1), sum(lengths), formats)
+    prompt, new = max(map(len, ids), default=0), int(max_new_tokens)
+    if prompt + new > room.LONGEST:
+        raise ValueError(
+            f"max_new_tokens: {new:,} is not allowed; with the prompt's {prompt:,} tokens it may be at most "
+            f"{room.LONGEST:,}"
+        )
+    lengths = [len(one) + new for one in ids]
+    longest = max(lengths, default=1)
+    free = int(room.SHARE * room.free_memory(model.embedding.weight.device))
+    if (needed := room.room_bytes(model, longest, formats=formats)) > free:
+        most = room.longest(model, free, formats)
+        raise ValueError(
+            f"the prompt has {prompt:,} tokens, and with {new:,} new ones its keys and values would take "
+            f"{needed / 1e9:,.1f} GB, where there are {free / 1e9:,.1f} GB for them; "
+            + (
+                f"the longest prompt that fits has {most - new:,} tokens"
+                if most > new
+                else f"fewer must be written: prompt and new tokens have room for {most:,}"
+            )
+        )
+    together = room.room_bytes(model, longest, max(len(ids), 1), sum(lengths), formats) <= free
+    slots = max(len(ids), 1) if together else 1
+    return Scheduler(Runner(model, longest, slots, sum(lengths) if together else longest, formats), chunk)
 
 
 def ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> Tensor:
     """A prompt's ids, int64 [L] on the host.
 
     Raises:
-        ValueError: it is text, and there is no tokenizer, or it is no list.
+        ValueError: it is text, and there is no tokenizer, or it is no list of integers.
     """
     if isinstance(prompt, str):
         if tokenizer is None:
             raise ValueError("a prompt of text is not allowed without a tokenizer; ids are needed, or a tokenizer")
         prompt = list(map(int, tokenizer.encode(prompt.encode())))
-    ids = torch.as_tensor(prompt, dtype=torch.int64).cpu()
-    if ids.ndim != 1:
-        raise ValueError(f"a prompt of ids is a list of them, not {prompt!r}; a list of prompts is needed")
-    return ids
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise _no_ids(prompt) from error
+    whole = not (ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool)
+    # An empty list is of no type of its own, and is refused for what it is.
+    if ids.ndim != 1 or (len(ids) and not whole):
+        raise _no_ids(prompt)
+    return ids.to("cpu", torch.int64)
+
+
+def _no_ids(prompt: object) -> ValueError:
+    return ValueError(f"a prompt of ids is a list of integers, not {prompt!r:.60}; a list of prompts is needed")

@@ -20,7 +20,8 @@ from lg.inference.formats import Format, Plain
 from lg.inference.runner import patterns_of
 from lg.models.decoder import Decoder
 
-_LONGEST = 2**24
+LONGEST = 2**24
+"""Tokens of the longest sequence that is thought of."""
 
 SHARE = 0.8
 """Of free memory, what keys and values may take: what a step computes needs some as well."""
@@ -51,7 +52,7 @@ def room_bytes(
 
 def longest(decoder: Decoder, num_bytes: int, formats: tuple[Format, Format] | None = None) -> int:
     """Tokens of the longest sequence whose pages fit in some bytes, up to 16M; 0 if none does."""
-    fits, above = 0, _LONGEST + 1
+    fits, above = 0, LONGEST + 1
     while above - fits > 1:
         # Lengths that are far too large are not tried: they take long.
         middle = min((fits + above) // 2, max(2 * fits, 1024))

@@ -119,7 +119,8 @@ class Scheduler:
     """
 
     def __init__(self, runner: Runner, chunk: int = 2048) -> None:
-        assert chunk > 0
+        if chunk < 1:
+            raise ValueError(f"chunk: {chunk} is not allowed; it must be at least 1")
         self.runner = runner
         self.chunk = chunk
         self._waiting: deque[_Running] = deque()
@@ -168,6 +169,8 @@ class Scheduler:
             )
         self.runner.check(request.doc)
         least, pattern = self.runner.least(length, request.doc)
+        if least == length > len(tokens):
+            raise ValueError(f"{pattern} sees tokens that are not written yet, wherever it stands, so it cannot write")
         if least > len(tokens):
             raise ValueError(
                 f"{pattern} sees forward among the first {least:,} tokens, and the prompt has {len(tokens):,}: what is "

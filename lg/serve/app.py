@@ -8,17 +8,16 @@ import hmac
 import json
 import time
 from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
-import torch
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
-from starlette.routing import Route
+from starlette.routing import Match, Route
 from starlette.types import Message, Receive, Scope, Send
 
 from lg.inference.scheduler import Request as Written
@@ -27,12 +26,14 @@ from lg.serve.answers import Answer, Chat, Completions, Piece, Told, Usage
 from lg.serve.asked import Asked
 from lg.serve.engine import EndedError, Engine, FullError, Stream
 from lg.serve.metrics import metrics
-from lg.serve.refusal import Refusal, wrong
+from lg.serve.reader import Reader
+from lg.serve.refusal import Refusal
+from lg.serve.seats import Seats
 from lg.serve.tokenizer import Speaker
 
-_JSON = b"application/json"
+_JSON = "application/json"
 _EVENTS = b"text/event-stream; charset=utf-8"
-_RETRY_S = 1
+_RETRY_S = "1"
 # For a whole body to come.
 _BODY_S = 120
 
@@ -70,27 +71,38 @@ class _App:
         self.engine = engine
         self.tokenizer = tokenizer
         self.settings = settings
+        self._seats = Seats()
+        self._reader = Reader(tokenizer, engine.scheduler.runner.cache.max_length, self._seats)
         self._since = int(time.time())
         self._answered: Counter[tuple[str, int]] = Counter()
-        routes = [
+        self._routes = [
             Route("/v1/completions", partial(self._write, Completions), methods=["POST"]),
             Route("/v1/chat/completions", partial(self._write, Chat), methods=["POST"]),
             Route("/v1/models", self._models, methods=["GET"]),
-            Route("/v1/models/{name:path}", self._model, methods=["GET"]),
+            Route("/v1/models/{model:path}", self._model, methods=["GET"]),
             Route("/health", self._health, methods=["GET"]),
             Route("/metrics", self._metrics, methods=["GET"]),
         ]
-        self._paths = {route.path for route in routes}
         self._starlette = Starlette(
-            routes=routes, exception_handlers={Refusal: _refused, HTTPException: _not_there, ClientDisconnect: _nobody}
+            routes=self._routes,
+            exception_handlers={
+                Refusal: _refused,
+                FullError: self._full,
+                EndedError: _ending,
+                HTTPException: _not_there,
+                ClientDisconnect: _nobody,
+            },
         )
+        self._starlette.router.redirect_slashes = False
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Answers, and counts the answer."""
+        # By route: clients choose names of models, and any number of them.
+        found = (route.path.replace(":path", "") for route in self._routes if route.matches(scope)[0] is not Match.NONE)
+        path = next(found, "other")
 
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
-                path = scope["path"] if scope["path"] in self._paths else "other"
                 self._answered[path, message["status"]] += 1
             await send(message)
 
@@ -104,13 +116,17 @@ class _App:
         self._check_key(request)
         return Response(metrics(self.engine, self._answered), media_type="text/plain; version=0.0.4")
 
+    async def _full(self, request: Request, error: Exception) -> Response:
+        said = f"{self.engine.most} requests are open, which is as many as are taken; try again later"
+        return _json(Refusal(429, said, None, "queue_full").body, 429, {"retry-after": _RETRY_S})
+
     async def _models(self, request: Request) -> Response:
         self._check_key(request)
         return _json({"object": "list", "data": [self._card]})
 
     async def _model(self, request: Request) -> Response:
         self._check_key(request)
-        self._check_model(request.path_params["name"])
+        self._check_model(request.path_params["model"])
         return _json(self._card)
 
     @property
@@ -130,14 +146,7 @@ class _App:
             body = await asyncio.wait_for(self._body(request), _BODY_S)
         except asyncio.TimeoutError as error:
             raise Refusal(408, f"the body has not come within {_BODY_S} seconds", None, "request_timeout") from error
-        # Long texts take a while; others are answered meanwhile.
-        asked = await asyncio.to_thread(kind.read, body)
-        self._check_model(asked.model)
-        if len(asked.prompts) > self.engine.most:
-            said = f"{len(asked.prompts):,} of them are more than the {self.engine.most} that are taken at once"
-            raise Refusal(400, f"{kind.param}: {said}", kind.param, "invalid_value")
-        written = await asyncio.to_thread(lambda: list(self._written(asked, kind.param)))
-        return _Watched(partial(self._answer, kind(asked), written))
+        return _Watched(partial(self._answer, kind, body))
 
     def _check_key(self, request: Request) -> None:
         if self.settings.api_key is None:
@@ -151,6 +160,11 @@ class _App:
         if name != self.settings.name:
             said = f"model: {name[:100]!r} is not here; allowed is {self.settings.name!r}"
             raise Refusal(404, said, "model", "model_not_found")
+
+    def _check_number(self, prompts: int, param: str) -> None:
+        if prompts > self.engine.most:
+            said = f"{prompts:,} of them are more than the {self.engine.most} that are taken at once"
+            raise Refusal(400, f"{param}: {said}", param, "invalid_value")
 
     async def _body(self, request: Request) -> bytes:
         """The body of a request, if it is not too large; one that is is not read on."""
@@ -166,58 +180,30 @@ class _App:
                 raise refusal
         return bytes(body)
 
-    def _written(self, asked: Asked, param: str) -> Iterator[Written]:
-        """What the scheduler is asked for; one for each choice.
+    async def _answer(self, kind: type[Answer], body: bytes, send: Send) -> None:
+        """Understands a request, writes, and sends what is written.
 
         Raises:
-            Refusal: a prompt is none, or too long.
+            FullError: too many requests are open; nothing is sent.
+            EndedError: the server ends; nothing is sent.
+            Refusal: the request cannot be served; nothing is sent.
         """
-        longest = self.engine.scheduler.runner.cache.max_length
-        for prompt in asked.prompts:
-            ids = self._ids(prompt, param)
-            room = longest - len(ids)
-            new = asked.max_new_tokens if asked.max_new_tokens is not None else max(room, 1)
-            if not ids:
-                raise wrong(param, "", "at least one token")
-            if new > room:
-                raise Refusal(
-                    400,
-                    f"{param}: {len(ids):,} tokens, with {new:,} new ones, are more than the {longest:,} that there is "
-                    f"room for; the longest that fits with so many new ones has {max(longest - new, 0):,}",
-                    param,
-                    "context_length_exceeded",
-                )
-            # Of layers that see the whole of what is given, that is the prompt.
-            doc = {"prefix": len(ids)}
-            yield Written(torch.tensor(ids, dtype=torch.int64), new, asked.sampling, self.tokenizer.ends, doc)
-
-    def _ids(self, prompt: object, param: str) -> list[int]:
-        if isinstance(prompt, str):
-            return list(map(int, self.tokenizer.encode(prompt.encode())))
-        assert isinstance(prompt, tuple)
-        if param == "prompt":
-            return list(prompt)
+        stream = Stream()
         try:
-            return list(self.tokenizer.apply(prompt))
-        except ValueError as error:
-            raise Refusal(400, f"{param}: {error}", param, "invalid_value") from error
-
-    async def _answer(self, answer: Answer, written: list[Written], send: Send) -> None:
-        """Writes, and sends what is written."""
-        try:
-            stream = await self.engine.open(written)
-        except FullError:
-            said = f"{self.engine.most} requests are open, which is as many as are taken; try again later"
-            busy = Refusal(429, said, None, "queue_full")
-            return await _send(send, busy.body, 429, [(b"retry-after", str(_RETRY_S).encode())])
-        except EndedError:
-            return await _send(send, _ended().body, 503)
-        except ValueError as error:
-            return await _send(send, Refusal(400, f"{answer.param}: {error}", answer.param, "invalid_value").body, 400)
-        usage = Usage(sum(len(one.tokens) for one in written))
-        try:
-            pieces = self._pieces(answer.asked, written, stream, usage)
-            await (_streamed if answer.asked.streamed else _sent)(send, answer, pieces, usage)
+            # What takes time or memory has a place first.
+            self.engine.hold(stream, 1)
+            asked = await self._seats.run(len(body), partial(kind.read, body))
+            self._check_model(asked.model)
+            self._check_number(len(asked.prompts), kind.param)
+            self.engine.hold(stream, len(asked.prompts))
+            written = await self._reader.written(asked, kind.param)
+            try:
+                await self.engine.open(stream, written)
+            except ValueError as error:
+                raise Refusal(400, f"{kind.param}: {error}", kind.param, "invalid_value") from error
+            usage = Usage(sum(len(one.tokens) for one in written))
+            pieces = self._pieces(asked, written, stream, usage)
+            await (_streamed if asked.streamed else _sent)(send, kind(asked), pieces, usage)
         finally:
             self.engine.close(stream)
 
@@ -293,11 +279,8 @@ async def _gone(receive: Receive) -> None:
 async def _sent(send: Send, answer: Answer, pieces: AsyncIterator[Piece], usage: Usage) -> None:
     """Sends an answer when it is whole."""
     parts: dict[int, list[Piece]] = {}
-    try:
-        async for piece in pieces:
-            parts.setdefault(piece.index, []).append(piece)
-    except Refusal as refusal:
-        return await _send(send, refusal.body, refusal.status)
+    async for piece in pieces:
+        parts.setdefault(piece.index, []).append(piece)
     whole = [
         Piece(
             index,
@@ -307,7 +290,9 @@ async def _sent(send: Send, answer: Answer, pieces: AsyncIterator[Piece], usage:
         )
         for index, of_choice in sorted(parts.items())
     ]
-    await _send(send, answer.whole(whole, usage))
+    response = _json(answer.whole(whole, usage))
+    await send({"type": "http.response.start", "status": 200, "headers": response.raw_headers})
+    await send({"type": "http.response.body", "body": response.body})
 
 
 async def _streamed(send: Send, answer: Answer, pieces: AsyncIterator[Piece], usage: Usage) -> None:
@@ -331,21 +316,18 @@ async def _streamed(send: Send, answer: Answer, pieces: AsyncIterator[Piece], us
     await event("[DONE]", more=False)
 
 
-async def _send(send: Send, said: dict[str, Any], status: int = 200, headers: list[tuple[bytes, bytes]] = []) -> None:  # noqa: B006
-    response = _json(said, status)
-    start = {"type": "http.response.start", "status": status, "headers": [*response.raw_headers, *headers]}
-    await send(start)
-    await send({"type": "http.response.body", "body": response.body})
-
-
-def _json(said: dict[str, Any], status: int = 200) -> Response:
+def _json(said: dict[str, Any], status: int = 200, headers: dict[str, str] | None = None) -> Response:
     # Pure ASCII: what clients sent may be told back, also what UTF-8 cannot write.
-    return Response(json.dumps(said).encode(), status, media_type=_JSON.decode())
+    return Response(json.dumps(said).encode(), status, headers, _JSON)
 
 
 async def _refused(request: Request, error: Exception) -> Response:
     assert isinstance(error, Refusal)
     return _json(error.body, error.status)
+
+
+async def _ending(request: Request, error: Exception) -> Response:
+    return await _refused(request, _ended())
 
 
 async def _not_there(request: Request, error: Exception) -> Response:

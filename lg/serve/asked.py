@@ -8,21 +8,19 @@ from dataclasses import dataclass
 from typing import Any
 
 from lg.inference.sampling import Sampling
-from lg.serve.refusal import Refusal, wrong
+from lg.serve.prompts import Conversation, Ids, Prompt, Words
+from lg.serve.refusal import Refusal, shown, wrong
 from lg.serve.tokenizer import Turn
 
-Prompt = str | tuple[int, ...] | tuple[Turn, ...]
-"""A text, ids, or the turns of a conversation."""
-
-# Fields that are not served, with the values that ask for nothing.
+# Fields that are not served, with the values that ask for nothing, and with their types.
 _NOTHING: Mapping[str, tuple[object, ...]] = {
     "n": (1,),
     "best_of": (1,),
     "echo": (False,),
     "suffix": ("",),
     "logit_bias": ({},),
-    "presence_penalty": (0,),
-    "frequency_penalty": (0,),
+    "presence_penalty": (0, 0.0),
+    "frequency_penalty": (0, 0.0),
     "tools": ([],),
     "tool_choice": ("none", "auto"),
     "parallel_tool_calls": (True, False),
@@ -35,7 +33,8 @@ _NOTHING: Mapping[str, tuple[object, ...]] = {
 }
 # They tell of the client, not of the answer.
 _OF_CLIENT = {"user", "metadata", "safety_identifier", "prompt_cache_key"}
-_ROLES = ("system", "user", "assistant")
+# What clients call those who speak, and what templates call them.
+_ROLES = {"system": "system", "developer": "system", "user": "user", "assistant": "assistant"}
 _MOST_STOPS = 4
 
 
@@ -47,6 +46,7 @@ class Asked:
         model: the name of the model.
         prompts: each gives one choice of the answer.
         max_new_tokens: of each; None is as many as there is room for.
+        limit: the field that says so.
         sampling: how tokens are drawn.
         stop: texts that end a choice, and are not part of it.
         streamed: whether the answer is sent while it is written.
@@ -57,6 +57,7 @@ class Asked:
     model: str
     prompts: tuple[Prompt, ...]
     max_new_tokens: int | None
+    limit: str
     sampling: Sampling
     stop: tuple[str, ...]
     streamed: bool
@@ -89,9 +90,8 @@ def completion(body: bytes) -> Asked:
     fields = _Fields(parsed(body))
     prompts = _prompts(fields.take("prompt"))
     number = fields.integer("logprobs", 0)
-    return _asked(
-        fields, prompts, fields.integer("max_tokens", 1, 16), None if number is None else ("logprobs", number)
-    )
+    most = ("max_tokens", fields.integer("max_tokens", 1, 16))
+    return _asked(fields, prompts, most, None if number is None else ("logprobs", number))
 
 
 def chat(body: bytes) -> Asked:
@@ -108,7 +108,8 @@ def chat(body: bytes) -> Asked:
     told, top = fields.boolean("logprobs"), fields.integer("top_logprobs", 0)
     if top is not None and not told:
         raise wrong("top_logprobs", top, "left out where logprobs is not true")
-    return _asked(fields, (turns,), newer if most is None else most, ("top_logprobs", top or 0) if told else None)
+    limit = ("max_completion_tokens", newer) if most is None else ("max_tokens", most)
+    return _asked(fields, (turns,), limit, ("top_logprobs", top or 0) if told else None)
 
 
 class _Fields:
@@ -142,16 +143,17 @@ class _Fields:
                 continue
             if name not in _NOTHING:
                 raise Refusal(400, f"{name}: this field is not known here", name, "unknown_parameter")
-            if value not in _NOTHING[name]:
+            if not any(type(value) is type(one) and value == one for one in _NOTHING[name]):
                 allowed = " or ".join(json.dumps(one) for one in _NOTHING[name])
-                said = f"{name}: this is not served here; allowed are {allowed}, or nothing"
+                said = f"{name}: {shown(value)} is not served here; allowed are {allowed}, or nothing"
                 raise Refusal(400, said, name, "unsupported_parameter")
 
 
 def _asked(
-    fields: _Fields, prompts: tuple[Prompt, ...], max_new_tokens: int | None, logprobs: tuple[str, int] | None
+    fields: _Fields, prompts: tuple[Prompt, ...], most: tuple[str, int | None], logprobs: tuple[str, int] | None
 ) -> Asked:
     """What both kinds of requests have in common."""
+    limit, max_new_tokens = most
     model = fields.take("model")
     if not isinstance(model, str):
         raise wrong("model", model, "the name of a model (GET /v1/models)")
@@ -179,7 +181,15 @@ def _asked(
     usage = _usage(options, streamed)
     fields.finish()
     return Asked(
-        model, prompts, max_new_tokens, sampling, stop, streamed, usage, None if logprobs is None else logprobs[1]
+        model,
+        prompts,
+        max_new_tokens,
+        limit,
+        sampling,
+        stop,
+        streamed,
+        usage,
+        None if logprobs is None else logprobs[1],
     )
 
 
@@ -216,19 +226,19 @@ def _prompts(value: object) -> tuple[Prompt, ...]:
     return found
 
 
-def _prompt(value: object) -> str | tuple[int, ...] | None:
+def _prompt(value: object) -> Prompt | None:
     """A text or ids; None if it is neither."""
     if isinstance(value, str):
-        return _whole("prompt", value)
+        return Words(_whole("prompt", value))
     if isinstance(value, list) and value and all(type(each) is int and 0 <= each < 2**63 for each in value):
-        return tuple(value)
+        return Ids(tuple(value))
     return None
 
 
-def _turns(value: object) -> tuple[Turn, ...]:
+def _turns(value: object) -> Conversation:
     if not isinstance(value, list) or not value:
         raise wrong("messages", value, "a list of messages, at least one")
-    return tuple(_turn(each, f"messages[{number}]") for number, each in enumerate(value))
+    return Conversation(tuple(_turn(each, f"messages[{number}]") for number, each in enumerate(value)))
 
 
 def _turn(value: object, place: str) -> Turn:
@@ -238,7 +248,7 @@ def _turn(value: object, place: str) -> Turn:
         if name not in ("role", "content") and of_field not in (None, []):
             raise Refusal(400, f"{place}.{name}: this is not served here", f"{place}.{name}", "unsupported_parameter")
     role, content = value.get("role"), value.get("content")
-    if role not in _ROLES:
+    if not isinstance(role, str) or role not in _ROLES:
         raise wrong(f"{place}.role", role, f"one of {', '.join(_ROLES)}")
     if isinstance(content, list):
         parts = []
@@ -250,7 +260,7 @@ def _turn(value: object, place: str) -> Turn:
         content = "".join(parts)
     if not isinstance(content, str):
         raise wrong(f"{place}.content", content, "a text")
-    return Turn(role, _whole(f"{place}.content", content))
+    return Turn(_ROLES[role], _whole(f"{place}.content", content))
 
 
 def _whole(name: str, text: str) -> str:

@@ -21,10 +21,9 @@ class EndedError(Exception):
 class Stream:
     """What becomes of the requests of one client, in the order it happens. To be used on the event loop."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, num_requests: int) -> None:
-        self.num_requests = num_requests
-        self._loop = loop
-        self._accepted: asyncio.Future[None] = loop.create_future()
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._accepted: asyncio.Future[None] = self._loop.create_future()
         self._arrived: asyncio.Queue[tuple[int, Event] | Exception] = asyncio.Queue()
 
     async def next(self) -> tuple[int, Event]:
@@ -86,6 +85,7 @@ class Engine:
         self.num_prompt_tokens = self.num_new_tokens = 0
         self._changed = threading.Condition()
         self._orders: list[Callable[[], None]] = []
+        self._held: dict[Stream, int] = {}  # places of those whose requests are still to come
         self._streams: dict[Stream, int] = {}  # with how many requests of each are open
         self._closing = self._stopping = False
         # Of the thread alone.
@@ -95,9 +95,9 @@ class Engine:
 
     @property
     def num_open(self) -> int:
-        """Requests that wait, are read or are written."""
+        """Requests that are prepared, wait, are read or are written."""
         with self._changed:
-            return sum(self._streams.values())
+            return sum(self._held.values()) + sum(self._streams.values())
 
     def start(self) -> None:
         """Starts the thread."""
@@ -111,33 +111,42 @@ class Engine:
             self._changed.notify()
         self._thread.join()
 
-    async def open(self, requests: Sequence[Request]) -> Stream:
-        """Takes requests; to be closed.
+    def hold(self, stream: Stream, count: int) -> None:
+        """Keeps places for as many requests of a client, in all, before they are ready; to be closed.
 
         Raises:
-            FullError: too many are open.
+            FullError: too many are open; then what was held still is.
+            EndedError: the engine has failed, or is about to end.
+        """
+        with self._changed:
+            self._check_runs()
+            if self.num_open - self._held.get(stream, 0) + count > self.most:
+                raise FullError
+            self._held[stream] = count
+
+    async def open(self, stream: Stream, requests: Sequence[Request]) -> None:
+        """Takes the requests that a client has places for.
+
+        Raises:
             ValueError: one of them can never be served; then none is.
             EndedError: the engine has failed, or is about to end.
         """
-        stream = Stream(asyncio.get_running_loop(), len(requests))
         with self._changed:
-            if self._closing or self.failure is not None:
-                raise EndedError
-            if sum(self._streams.values()) + len(requests) > self.most:
-                raise FullError
-            self._streams[stream] = len(requests)
+            self._check_runs()
+            self._streams[stream] = self._held.pop(stream)
+            assert self._streams[stream] == len(requests)
             self._orders.append(partial(self._submit, stream, requests))
             self._changed.notify()
-        try:
-            await stream.accepted()
-        except BaseException:
-            self.close(stream)
-            raise
-        return stream
+        await stream.accepted()
+
+    def _check_runs(self) -> None:
+        if self._closing or self.failure is not None:
+            raise EndedError
 
     def close(self, stream: Stream, index: int | None = None) -> None:
-        """Cancels what is left of a client's requests, or one of them."""
+        """Cancels what is left of a client's requests, or one of them, and gives back the places that it holds."""
         with self._changed:
+            self._held.pop(stream, None)
             if stream in self._streams:
                 self._orders.append(partial(self._cancel, stream, index))
                 self._changed.notify()

@@ -32,7 +32,12 @@ def _counted(
     yield "lg_requests_total", "counter", "Answers that have begun.", of_requests
     yield "lg_prompt_tokens_total", "counter", "Tokens of prompts that were read.", {"": engine.num_prompt_tokens}
     yield "lg_new_tokens_total", "counter", "Tokens that were written.", {"": engine.num_new_tokens}
-    yield "lg_requests_open", "gauge", "Requests that wait, are read or are written.", {"": engine.num_open}
+    yield (
+        "lg_requests_open",
+        "gauge",
+        "Requests that are prepared, wait, are read or are written.",
+        {"": engine.num_open},
+    )
     yield "lg_requests_waiting", "gauge", "Requests that wait for a slot or for pages.", {"": scheduler.num_waiting}
     yield "lg_requests_running", "gauge", "Requests that are being read or written.", {"": scheduler.num_running}
     held, all_pages = (sum(n * each for n, each in pages) for pages in zip(*(

@@ -30,8 +30,12 @@ class Refusal(Exception):
         return {"error": {"message": str(self), "type": kind, "param": self.param, "code": self.code}}
 
 
+def shown(value: object) -> str:
+    """A value as it is told, if it is long then its beginning."""
+    said = repr(value)
+    return said if len(said) <= 100 else f"{said[:100]}..."
+
+
 def wrong(name: str, value: object, needed: str) -> Refusal:
     """That a field has a value which is not allowed."""
-    said = repr(value)
-    said = said if len(said) <= 100 else f"{said[:100]}..."
-    return Refusal(400, f"{name}: {said} is not allowed; it must be {needed}", name, "invalid_value")
+    return Refusal(400, f"{name}: {shown(value)} is not allowed; it must be {needed}", name, "invalid_value")

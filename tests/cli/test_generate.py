@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -212,7 +213,15 @@ def test_an_adapter_is_merged(tmp_path: Path) -> None:
         (["--model={model}", "--prompt-file=nowhere"], "--prompt-file: 'nowhere' cannot be read: No such file"),
         (["--model=nowhere", "--prompt=a"], "--model: 'nowhere' does not exist; a checkpoint, a folder"),
         (["--model={empty}", "--prompt=a"], "has no config.json; a folder of transformers is needed"),
-        (["--model={junk}", "--prompt=a"], "--model: 'junk.ckpt' cannot be read:"),
+        (
+            ["--model={junk}", "--prompt=a"],
+            "--model: 'junk.ckpt' cannot be read: it is no checkpoint, or a part",
+        ),
+        (["--model={model}/config.json", "--prompt=a"], "--model: 'config.json' is a file of a folder of transf"),
+        (["--model=", "--prompt=a"], "--model: '' does not exist"),
+        (["--model={model}", "--bogus", "1"], "lg generate: --bogus: not an option of lg generate"),
+        (["--model={model}", "-", "a"], "lg generate: -: not an option of lg generate"),
+        (["--model={model}", "--prompt=a", "--top-k=3"], "--top-k: not allowed without --temperature above 0"),
         (["--model={model}", "--prompt=a", "--top-p=2"], "--top-p: 2.0 is not allowed; it must be a number above 0"),
         (["--model={model}", "--prompt=a", "--temperature=hot"], "--temperature: invalid float value: 'hot'"),
         (["--model={model}", "--prompt=a", "--stop="], "--stop: '' is not allowed"),
@@ -248,6 +257,23 @@ def test_what_has_no_room_is_refused_before_it_is_read(
     assert 500 < fits < 1100
     assert "fewer must be written" in said([*words, "--prompt=a", "--max-new-tokens=9000"], capsys, 2)[1]
     assert said([*words, "--prompt=the"], capsys)[0]
+
+
+def test_output_that_has_no_room_is_told(folder: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("needs /dev/full")
+    for words in (["generate", f"--model={folder}", "--prompt=the", "--max-new-tokens=3"], ["generate", "--help"]):
+        with open("/dev/full", "w") as full:
+            done = subprocess.run(
+                [sys.executable, "-c", "from lg.cli import entry; entry()", *words],
+                stdout=full,
+                stderr=subprocess.PIPE,
+                text=True,
+                check=False,
+            )
+        assert done.returncode == 2
+        assert "standard output cannot be written: No space left on device" in done.stderr
+        assert "Traceback" not in done.stderr
 
 
 def test_a_prefix_is_told(tmp_path: Path, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -14,7 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 import lg
 from lg.attention import Causal, Pattern, SinkWindow, Window
 from lg.data import Bytes
-from lg.inference import Runner, Sampling, Scheduler, Text, generate, stream
+from lg.inference import Runner, Sampling, Scheduler, Text, generate, room, stream
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
 from lg.models.pretrained import open_pretrained
@@ -157,12 +159,50 @@ def test_a_stream_that_is_left_gives_its_pages_back() -> None:
         (dict(prompts=[""], tokenizer=Bytes()), "the prompt is empty"),
         (dict(prompts=[[1]], max_new_tokens=0), "max_new_tokens: 0 is not allowed"),
         (dict(prompts="text", tokenizer=Bytes()), "prompts: a text alone is not allowed"),
-        (dict(prompts=[1, 2]), "a prompt of ids is a list of them, not 1"),
+        (dict(prompts=[1, 2]), "a prompt of ids is a list of integers, not 1"),
+        (dict(prompts=[[1.5]]), r"a prompt of ids is a list of integers, not \[1.5\]"),
+        (dict(prompts=[torch.ones(3)]), "a prompt of ids is a list of integers, not tensor"),
+        (dict(prompts=[[True]]), "a prompt of ids is a list of integers"),
+        (dict(prompts=[[2**70]]), "a prompt of ids is a list of integers"),
+        (dict(prompts=[["a"]]), "a prompt of ids is a list of integers"),
+        (dict(prompts=[None]), "a prompt of ids is a list of integers, not None"),
+        (dict(prompts=[[1]], stop="ab"), "stop: 'ab' is not allowed; it must list ids of the model, 0 to 255"),
+        (dict(prompts=[[1]], stop=[256]), r"stop: \[256\] is not allowed"),
+        (dict(prompts=[[1]], stop=["a"]), r"stop: \['a'\] is not allowed"),
+        (dict(prompts=[[1]], stop=5), "stop: 5 is not allowed"),
+        (dict(prompts=["a"], stop_strings="ab", tokenizer=Bytes()), "stop_strings: 'ab' is not allowed; it must list"),
+        (dict(prompts=["a"], stop_strings=[b"a"], tokenizer=Bytes()), r"stop_strings: \[b'a'\] is not allowed"),
+        (dict(prompts=[[1]], max_new_tokens=2**60), "max_new_tokens: 1,152,.* it may be at most 16,777,216"),
+        (dict(prompts=[[1]], max_new_tokens=True), "max_new_tokens: True is not allowed"),
+        (dict(prompts=[[1]], chunk=0), "chunk: 0 is not allowed"),
     ],
 )
 def test_refusals(options: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         generate(decoder(*HYBRID), **{"max_new_tokens": 3, **options})
+
+
+def test_what_has_no_room_is_refused_and_what_has_none_together_is_written_in_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    model, prompts = decoder(*HYBRID), [prompt(300, 1), prompt(300, 2)]
+    want = [generate(model, [one], 20)[0].tokens for one in prompts]
+    free = room.room_bytes(model, 320)
+    monkeypatch.setattr(room, "free_memory", lambda device: free / room.SHARE + 1)
+    assert room.room_bytes(model, 320, 2, 640) > free
+    assert [one.tokens for one in generate(model, prompts, np.int64(20))] == want  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"the prompt has 300 tokens, and with 2,000 new ones its keys .* fewer must"):
+        generate(model, prompts, 2000)
+
+
+def test_ids_that_pad_a_vocabulary_have_no_text() -> None:
+    torch.manual_seed(0)
+    config = dataclasses.replace(decoder(*HYBRID).config, vocab_size=600)
+    written = generate(
+        Decoder(config, HYBRID).eval(), ["Once"], 40, Sampling(temperature=5.0, seed=0), tokenizer=Bytes()
+    )[0]
+    assert max(written.tokens) > 255
+    assert written.text == bytes(one for one in written.tokens if one < 256).decode(errors="replace")
 
 
 @pytest.mark.network

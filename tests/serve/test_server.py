@@ -164,8 +164,12 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
         (COMPLETION, {"prompt": "a" * 200}, 400, "prompt", "the longest that fits with so many new ones has 190"),
         (COMPLETION, {"max_tokens": 0}, 400, "max_tokens", "at least 1"),
         (COMPLETION, {"max_tokens": 2.5}, 400, "max_tokens", "an integer"),
-        (COMPLETION, {"max_tokens": 10**9}, 400, "prompt", "has 0"),
-        (COMPLETION, {"n": 2}, 400, "n", "not served"),
+        (COMPLETION, {"max_tokens": 192}, 400, "max_tokens", "192 is not allowed; it must be at most 191"),
+        (COMPLETION, {"max_tokens": 191, "prompt": "aa"}, 400, "prompt", "has 1"),
+        (COMPLETION, {"n": 2}, 400, "n", "2 is not served"),
+        (COMPLETION, {"n": True}, 400, "n", "True is not served"),
+        (COMPLETION, {"n": 1.0}, 400, "n", "1.0 is not served"),
+        (COMPLETION, {"echo": 0}, 400, "echo", "0 is not served"),
         (COMPLETION, {"best_of": 3}, 400, "best_of", "not served"),
         (COMPLETION, {"logit_bias": {"5": 1}}, 400, "logit_bias", "not served"),
         (COMPLETION, {"echo": True}, 400, "echo", "not served"),
@@ -182,12 +186,16 @@ CHAT = {"model": "tiny", "messages": [{"role": "user", "content": "a"}]}
         (COMPLETION, {"stream_options": {"include_usage": True}}, 400, "stream_options", "stream is not true"),
         (CHAT, {"tools": [{"type": "function"}]}, 400, "tools", "not served"),
         (CHAT, {"messages": []}, 400, "messages", "at least one"),
-        (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role", "system, user, assistant"),
+        (CHAT, {"messages": [{"role": "wizard", "content": "a"}]}, 400, "messages[0].role", "system, developer"),
+        (CHAT, {"messages": [{"role": ["user"], "content": "a"}]}, 400, "messages[0].role", "system, developer"),
+        (CHAT, {"messages": [{"role": "user", "content": "a", "name": "b"}]}, 400, "messages[0].name", "not served"),
         (CHAT, {"messages": [{"role": "user", "content": 3}]}, 400, "messages[0].content", "a text"),
         (CHAT, {"messages": [{"role": "user", "content": "a", "audio": 1}]}, 400, "messages[0].audio", "not served"),
         (CHAT, {"messages": [{"role": "assistant", "content": "a"}]}, 400, "messages", "the assistant's"),
         (CHAT, {"top_logprobs": 1}, 400, "top_logprobs", "logprobs is not true"),
         (CHAT, {"max_tokens": 3, "max_completion_tokens": 4}, 400, "max_tokens", "max_completion_tokens"),
+        (CHAT, {"max_tokens": 3000}, 400, "max_tokens", "3000 is not allowed; it must be at most 191"),
+        (CHAT, {"max_completion_tokens": 3000}, 400, "max_completion_tokens", "at most 191"),
     ],
 )  # fmt: skip
 def test_what_is_not_served_is_refused_by_name(
@@ -199,6 +207,32 @@ def test_what_is_not_served_is_refused_by_name(
     assert answer.status_code == status, error
     assert error["param"] == param and said in error["message"]
     assert set(error) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.parametrize("nothing", [{"n": 1}, {"presence_penalty": 0.0}, {"frequency_penalty": 0}, {"echo": False}])
+def test_a_field_that_asks_for_nothing_is_allowed(port: Port, nothing: dict[str, object]) -> None:
+    assert port.http.post("/v1/completions", json={**COMPLETION, **nothing}).status_code == 200
+
+
+def test_what_developers_say_is_what_the_system_says(port: Port, solo: Solo) -> None:
+    turns = [{**TURNS[0], "role": "developer"}, TURNS[1]]
+    answer = port.client.chat.completions.create(model="tiny", messages=turns, max_tokens=9, temperature=0)
+    assert answer.choices[0].message.content == solo(SAID.encode(), 9)
+
+
+@pytest.mark.parametrize("path", ["/v1/completions/", "/v1/chat/completions/", "/health/"])
+def test_another_path_is_not_there(port: Port, path: str) -> None:
+    answer = port.http.post(path, json=COMPLETION)
+    assert answer.status_code == 404 and answer.json()["error"]["message"] == f"POST {path}: Not Found"
+
+
+def test_models_are_counted_under_one_path(port: Port) -> None:
+    assert port.http.get("/v1/models/some/other").status_code == port.http.get("/v1/other").status_code == 404
+    assert port.http.get("/v1/models/tiny").status_code == 200
+    counted = port.http.get("/metrics").text
+    for one in ('path="/v1/models/{model}",status="200"', 'path="/v1/models/{model}",status="404"', 'path="other"'):
+        assert one in counted
+    assert "some" not in counted
 
 
 @pytest.mark.parametrize("body", [b"", b"{", b"[1]", b"\xff\xfe\x00", b"[" * 100_000, b'{"a": ' + b"9" * 5000 + b"}"])
