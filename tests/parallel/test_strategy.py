@@ -28,6 +28,8 @@ SHAPE: dict[str, int | float | bool] = {
     "vocab_size": 64, "num_layers": 3, "width": 32, "num_heads": 4, "num_kv_heads": 2, "head_width": 8,
     "ffn_width": 48, "tied_embeddings": False,
 }  # fmt: skip
+# No weight's rows are a multiple of four, and most are odd in number.
+UNEVEN = {**SHAPE, "vocab_size": 65, "width": 33, "num_heads": 3, "num_kv_heads": 1, "head_width": 10, "ffn_width": 49}
 OPTIONS: dict[str, Any] = {
     "patterns": {"local": SinkWindow(window=20, sinks=2), "full": Causal()}, "schedule": "local, full, local",
     "decoder": SHAPE, "learning_rate": 1e-2, "lr_schedule": Constant(warmup=0),
@@ -230,6 +232,7 @@ TWO = {
     "beside": Case(2, beside=True),
     "in the host": Case(2, beside=True, strategy={"offload_weights": True}, trainer={"accumulate_grad_batches": 2}),
     "bf16": Case(2, trainer={"precision": "bf16-mixed"}),
+    "uneven": Case(2, module={"decoder": UNEVEN}, beside=True, trainer={"accumulate_grad_batches": 2}),
     "context": Case(1, length=600, strategy={"context_parallel_size": 2}),
     "context, blocks": Case(
         1, length=600, strategy={"context_parallel_size": 2}, module={"memory": Memory(recompute="blocks")}
@@ -243,6 +246,9 @@ FOUR = {
     ),
     "context, replicated": Case(2, length=600, strategy={"context_parallel_size": 2, "data_replicate_size": 2}),
     "replicated": Case(4, strategy={"data_replicate_size": 2}),
+    # One rank has nothing of the weight of three beside the decoder.
+    "uneven": Case(4, module={"decoder": UNEVEN}, beside=True),
+    "uneven, context": Case(2, length=600, strategy={"context_parallel_size": 2}, module={"decoder": UNEVEN}),
     "replicated, accumulated": Case(
         4, strategy={"data_replicate_size": 2}, trainer={"accumulate_grad_batches": 2, "max_steps": 1}
     ),
