@@ -15,7 +15,7 @@ from functools import cache
 from torch import Tensor
 
 from lg.attention.check import refused
-from lg.attention.impl import Implementation, dense, flash, flex, gather, kept_of, sdpa, triton
+from lg.attention.impl import Implementation, dense, flash, flex, gather, sdpa, triton
 from lg.attention.impl.proof import Proven
 from lg.attention.pattern import Pattern
 from lg.attention.rates import ranked
@@ -76,8 +76,7 @@ def attend(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto", sc
     Raises:
         ValueError: if shapes do not fit, or the named implementation cannot compute this; with the reason.
     """
-    _check(q, k, v, tiles)
-    implementation = kept_of(tiles, ("implementation", impl), (q, k, v), lambda: _chosen(q, k, v, tiles, impl))
+    implementation = chosen(q, k, v, tiles, impl)
     if isinstance(tiles.pattern, Routed):
         tiles = RoutedTiles(tiles, q, k)
     return implementation.run(q, k, v, tiles, q.shape[-1] ** -0.5 if scale is None else scale)
@@ -93,10 +92,6 @@ def chosen(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str = "auto") ->
     True
     """
     _check(q, k, v, tiles)
-    return _chosen(q, k, v, tiles, impl)
-
-
-def _chosen(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, impl: str) -> Implementation:
     return _best(q, k, v, tiles) if impl == "auto" else _named(impl, q, k, v, tiles)
 
 

@@ -61,9 +61,11 @@ class Pattern(ABC):
         if getattr(cls.sees, "__isabstractmethod__", False):
             return
         cls._asks_for_doc = len(inspect.signature(cls.sees).parameters) > 4
-        if "sees" in vars(cls):
+        for name in _KNOWN:
+            owner: Any = next(one for one in cls.__mro__ if name in vars(one))
             # What an ancestor knows of its own predicate does not hold for another one.
-            for name in _KNOWN.difference(vars(cls)):
+            own = getattr(owner, "sees", Pattern.sees), getattr(owner, "read", Pattern.read)
+            if owner is not cls and own not in ((Pattern.sees, cls.read), (cls.sees, cls.read)):
                 setattr(cls, name, getattr(Pattern, name))
         # A view of other patterns, which no configuration asks for by a name.
         if not named:

@@ -6,6 +6,7 @@ user's is answered with one sentence and exit code 2; ``LG_TRACEBACK=1`` shows w
 
 from __future__ import annotations
 
+import errno
 import importlib
 import os
 import sys
@@ -102,6 +103,8 @@ def _without_stdout(error: OSError) -> int:
 
     Its reader may have gone, as in ``lg patterns | head``, or the disk be full.
     """
+    if error.filename is not None or error.errno not in (errno.EPIPE, errno.ENOSPC):
+        raise error
     try:
         os.write(sys.stdout.fileno(), b"\n")
     except BrokenPipeError:

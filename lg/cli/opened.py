@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -176,7 +176,8 @@ def speaking(found: Spelling | None, path: str, vocab_size: int) -> Spelling:
             f"--tokenizer: it has ids up to {size - 1}, and the model 0 to {vocab_size - 1}; another tokenizer is "
             "needed"
         )
-    return found
+    # A generation_config.json may name ids that the model has not.
+    return replace(found, ends=frozenset(one for one in found.ends if 0 <= one < vocab_size))
 
 
 def _of_bytes() -> Spelling:

@@ -23,7 +23,6 @@ from lightning.pytorch.callbacks import Timer
 
 from lg.cli.last import newest_checkpoint
 from lg.cli.stage_begin import FromStage
-from lg.cli.stage_data import check_data
 from lg.cli.stage_folder import (
     check_same_data,
     end_of,
@@ -192,7 +191,6 @@ def run_all(stages: Sequence[tuple[Stage, Namespace]], run: str | None, words: l
                 "version must be the first stage's"
             )
     run = run or told or (newest_run(runs, names) if checkpoint else None) or new_run(runs)
-    check_data([one for one in stages if not (checkpoint and end_of(runs / run / one[0].name))])
     print(f"stages {', '.join(names)}, each in a folder of its name in {runs / run}", flush=True)
     for stage, _ in stages:
         if checkpoint and (end := end_of(runs / run / stage.name)):

@@ -108,7 +108,16 @@ def test_what_a_parent_knows_of_its_predicate_is_not_inherited_with_another_one(
     class Named(Chunked, named=False):
         """The same under another name."""
 
+    class Strict:
+        def sees(self, q: Any, k: Any, h: Any) -> Any:
+            return (k <= q) & (q - k < self.chunk)  # type: ignore[attr-defined]
+
+    @dataclass(frozen=True)
+    class Mixed(Strict, Chunked, named=False):  # type: ignore[misc]
+        """The other predicate from beside."""
+
     assert Nearer(10).pieces(100, 0) is None
+    assert Mixed(10).pieces(100, 0) is None
     assert Nearer(10).num_seen(torch.arange(3), torch.zeros(1), None) is None
     assert Nearer(10).tiles(300).table(64, 64).num_listed.tolist() == [1, 2, 2, 2, 2]
     assert list(Named(40).pieces(100, 0) or ()) == [0, 40, 80]

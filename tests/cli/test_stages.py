@@ -203,30 +203,6 @@ def test_what_is_no_stage(stages: Any, said: str) -> None:
             [],
             "stages.1.trainer.logger: stages of one run lie in one folder",
         ),
-        # What texts do not suffice for is told before the first stage, not after it.
-        (
-            {
-                "stages": [
-                    {"name": "a"},
-                    {"name": "b", "data": {"init_args": {"packing": "Chunks", "row_length": 4096}}},
-                ]
-            },
-            [],
-            "stages.1.data.init_args.packing: Chunks(length=None, below=None) is not allowed; it leaves out every doc",
-        ),
-        (
-            {
-                "stages": [{"name": "a"}, {"name": "b", "data": {"init_args": {"batch_size": 4096}}}],
-                "seed_everything": 1,
-            },
-            [],
-            "stages.1.data.init_args.batch_size: 4096 is not allowed",
-        ),
-        (
-            {"stages": [{"name": "a"}, {"name": "b", "data": {"init_args": {"held_out": 0.0001}}}]},
-            ["--data.batch_size=4096"],
-            "stage 'a': data.init_args.batch_size: 4096 is not allowed",
-        ),
     ],
 )
 def test_what_cannot_be_run(

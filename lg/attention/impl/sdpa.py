@@ -87,6 +87,8 @@ def refusal(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles) -> str | None:
     if cuts is None or (isinstance(tiles, Part) and tiles.text != Causal().text):
         among = ", of what ranks share" if cuts else ""
         return f"it computes full causal attention only{among}, not {tiles.pattern}"
+    if tiles.text != Causal().text and torch.compiler.is_compiling():
+        return f"it computes pieces of full causal attention outside of compiled graphs only, not {tiles.pattern}"
     if not _whole(tiles) and kernel_for(q, k, v, causal=False, scale=1.0) is None:
         return (
             f"torch has no fused kernel for {q.dtype} at head width {q.shape[3]} on {q.device.type}, "
@@ -184,7 +186,8 @@ def _rows(documents: Documents, first: int, end: int) -> list[tuple[slice, slice
             continue
         keys, before, count = rows[-1] if rows else (slice(0, 0), slice(0, 0), 0)
         is_like_those = before.stop - before.start == count * (stop - begin) and keys.start == keys.stop
-        if own == slice(begin, stop) and before.stop == begin and count and is_like_those:
+        # A launch takes no more.
+        if own == slice(begin, stop) and before.stop == begin and 0 < count < 2**15 and is_like_those:
             rows[-1] = keys, slice(before.start, stop), count + 1
         else:
             rows.append((slice(begin, own.start), own, 1))
