@@ -6,7 +6,7 @@ import json
 import shutil
 import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -177,7 +177,8 @@ def speaking(found: Spelling | None, path: str, vocab_size: int) -> Spelling:
             "needed"
         )
     # A generation_config.json may name ids that the model has not.
-    return replace(found, ends=frozenset(one for one in found.ends if 0 <= one < vocab_size))
+    found.ends = frozenset(one for one in found.ends if 0 <= one < vocab_size)
+    return found
 
 
 def _of_bytes() -> Spelling:

@@ -229,7 +229,7 @@ def scheduler_for(
             f"{room.LONGEST:,}"
         )
     lengths = [len(one) + new for one in ids]
-    longest = max(lengths, default=1)
+    longest, count = max(lengths, default=1), max(len(ids), 1)
     free = int(room.SHARE * room.free_memory(model.embedding.weight.device))
     if (needed := room.room_bytes(model, longest, formats=formats)) > free:
         most = room.longest(model, free, formats)
@@ -242,9 +242,10 @@ def scheduler_for(
                 else f"fewer must be written: prompt and new tokens have room for {most:,}"
             )
         )
-    together = room.room_bytes(model, longest, max(len(ids), 1), sum(lengths), formats) <= free
-    slots = max(len(ids), 1) if together else 1
-    return Scheduler(Runner(model, longest, slots, sum(lengths) if together else longest, formats), chunk)
+    # What does not fit together is written one after another.
+    together = room.room_bytes(model, longest, count, sum(lengths), formats) <= free
+    slots, capacity = (count, sum(lengths)) if together else (1, longest)
+    return Scheduler(Runner(model, longest, slots, capacity, formats), chunk)
 
 
 def ids_of(prompt: Prompt, tokenizer: Tokenizer | None) -> Tensor:

@@ -2,30 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple, Protocol, TypeVar
+from typing import NamedTuple, Protocol
 
-import torch
 from torch import Tensor
 
 from lg.attention.tiles import Tiles
-
-_T = TypeVar("_T")
-
-
-def kept_of(tiles: Tiles, key: object, tensors: tuple[Tensor, ...], build: Callable[[], _T]) -> _T:
-    """What ``build`` says of tensors of this form on these tiles: asked once, not for every layer that uses them.
-
-    Args:
-        tiles: what keeps it.
-        key: names what it is.
-        tensors: only shape, layout, type, device, and whether gradients are wanted, decide what it is.
-        build: makes it.
-    """
-    if torch.compiler.is_compiling():
-        return build()
-    forms = tuple((x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in tensors)
-    return tiles.kept((key, forms, torch.is_grad_enabled()), build)
 
 
 class Executed(NamedTuple):

@@ -23,7 +23,7 @@ from torch.nn.functional import scaled_dot_product_attention
 
 from lg.attention.cost import banded_pairs
 from lg.attention.documents import Documents
-from lg.attention.impl import Executed, kept_of
+from lg.attention.impl import Executed
 from lg.attention.impl.fused import BACKENDS, Kernel, is_whole_in_torch, kernel_for
 from lg.attention.impl.stretches import executed_in_all, stretch_by_stretch
 from lg.attention.part import Part
@@ -101,7 +101,7 @@ def run(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
     """Causal attention within each document, or piece of one: [B, H, Lq, D]."""
     if isinstance(tiles, Part):
         return stretch_by_stretch(run, q, k, v, tiles, scale)
-    parts = kept_of(tiles, ("parts", scale), (q, k, v), lambda: _parts(q, k, v, tiles, scale))
+    parts = _parts_of(q, k, v, tiles, scale)
     if parts is None:
         with sdpa_kernel(BACKENDS, set_priority=True):
             gqa = q.shape[1] != k.shape[1]
@@ -149,6 +149,14 @@ def _whole(tiles: Tiles) -> bool:
     cuts = _cuts(tiles)
     one = cuts is not None and len(cuts) == 1 and len(cuts[0].documents.starts) == 1
     return one and tiles.all_queries and tiles.all_keys
+
+
+def _parts_of(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> list[_Part] | None:
+    """As `_parts`, which is asked once for all layers whose tensors are of one form."""
+    if torch.compiler.is_compiling():
+        return _parts(q, k, v, tiles, scale)
+    forms = tuple((x.shape, x.stride(), x.dtype, x.device, x.requires_grad) for x in (q, k, v))
+    return tiles.kept(("parts", forms, torch.is_grad_enabled(), scale), lambda: _parts(q, k, v, tiles, scale))
 
 
 def _parts(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> list[_Part] | None:
