@@ -224,6 +224,24 @@ def recipes(result: dict[str, Any]) -> str:
     )
 
 
+def groups(result: dict[str, Any]) -> str:
+    """A line a length: a step with full attention, and in shifted groups."""
+    steps = {(row["length"], row["case"]): row for row in result["rows"]}
+    rows = []
+    for length in dict.fromkeys(row["length"] for row in result["rows"]):
+        full, grouped = steps[length, "full"], steps[length, "groups"]
+        gain = f"{full['step_s'] / grouped['step_s']:.2f}x"
+        peaks = f"{full['peak_gib']:.1f} / {grouped['peak_gib']:.1f} GiB"
+        rows.append([f"{length:,} tokens", f"{full['step_s']:.2f} s", f"{grouped['step_s']:.2f} s", gain, peaks])
+    layers = result["rows"][0]["layers"]
+    return (
+        f"A step of LoRA, rank 8, on {layers} layers of the Llama-2-7B shape, random weights and tokens; groups are a "
+        "quarter\nof the row.\n\n"
+        + table(["", "full attention", "in groups", "gain", "peak memory, full / groups"], rows)
+        + f"\n{source(result)}"
+    )
+
+
 def serving(result: dict[str, Any]) -> str:
     """A line a model and device."""
     rows = [
@@ -249,6 +267,7 @@ def serving(result: dict[str, Any]) -> str:
 
 
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
+    "adapters.md": lambda results: groups(results["longlora"]),
     "kernels.md": lambda results: "\n".join(
         (kernels(results["attention"]), "In another run, beside flash-attn-4. " + kernels(results["attention_flash"]))
     ),

@@ -60,16 +60,13 @@ def twin(name: str, models: Path, options: list[str], texts: list[torch.Tensor],
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])}
 
     def lg(*words: str) -> None:
-        done = subprocess.run(
-            [sys.executable, "-m", "lg", *words],
-            cwd=folder,
-            env=environment,
-            capture_output=True,
-            text=True,
-            check=False,
-        )
+        log = folder / f"{words[0]}.log"
+        print(f"lg {words[0]}, which writes {log}", file=sys.stderr, flush=True)
+        with log.open("w") as file:
+            command = [sys.executable, "-m", "lg", *words]
+            done = subprocess.run(command, cwd=folder, env=environment, stdout=file, stderr=file, check=False)
         if done.returncode:
-            raise RuntimeError(f"lg {words[0]}: {complaint(done.stderr or done.stdout)}")
+            raise RuntimeError(f"lg {words[0]}: {complaint(log.read_text())}")
 
     with tempfile.TemporaryDirectory() as path:
         folder = Path(path)

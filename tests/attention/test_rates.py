@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-from lg.attention import Causal, Dilated, Documents, Pattern, SinkWindow, Strided, Window, rates
+from lg.attention import Causal, Chunked, Dilated, Documents, Pattern, SinkWindow, Strided, Window, rates
 from lg.attention.attend import IMPLEMENTATIONS
 from lg.attention.rates import ranked, table
 
@@ -84,6 +84,12 @@ def test_full_attention_and_sparse_are_told_apart(device: dict[str, Any]) -> Non
     assert order(Causal())[:3] == ["flash", "flex_flash", "sdpa"]
     for pattern in (SinkWindow(window=100, sinks=3), Strided(block=64, local_blocks=2, stride=9, head_step=1)):
         assert "sdpa" not in order(pattern) and "flex" in order(pattern)
+
+
+def test_packed_documents_count_before_the_pattern(device: dict[str, Any]) -> None:
+    assert order(Chunked(100))[0] == "sdpa"
+    assert order(Chunked(100), starts=(0, 7))[0] == "triton"
+    assert "sdpa" not in order(Causal(), starts=(0, 7)), "it has not been timed on packings that change"
 
 
 def test_the_reason_has_the_figures(device: dict[str, Any]) -> None:

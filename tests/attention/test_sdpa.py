@@ -4,6 +4,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.nn.attention import SDPBackend
 from torch.utils.checkpoint import checkpoint
 
 from lg.attention import Causal, Documents, Tiles, attend
@@ -98,6 +99,21 @@ def test_a_side_that_saw_nothing_counts_nothing_when_merged() -> None:
         torch.testing.assert_close(both, lse, rtol=0, atol=0)
 
 
+def test_of_packed_documents_only_whole_blocks_are_planned_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[tuple[int, bool]] = []
+
+    def kernel_for(q: torch.Tensor, *rest: Any, **named: Any) -> Any:
+        asked.append((q.shape[2], fused.WITHOUT_PLANS in rest))
+        return fused.kernel_for(q, *rest, **named)
+
+    monkeypatch.setattr(sdpa, "kernel_for", kernel_for)
+    for documents in (Documents(3000, (0, 2048, 2100)), Documents(3000)):
+        tiles = Causal().tiles(documents, 2, (0, 2999))
+        attend(*inputs(tiles, torch.float32)[:3], tiles, "sdpa")
+    asked = [one for one in asked if one[0] != 2999]
+    assert asked == [(2048, False), (52, True), (899, True)]
+
+
 def test_without_a_fused_kernel_it_refuses_parts_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(fused, "_CPU", {})
     tiles = Causal().tiles(PACKED, 2)
@@ -105,6 +121,24 @@ def test_without_a_fused_kernel_it_refuses_parts_only(monkeypatch: pytest.Monkey
     with pytest.raises(ValueError, match=r"no fused kernel for torch.float32 at head width 16 on cpu, which packed"):
         attend(q, k, v, tiles, "sdpa")
     assert attend(q, k, v, Causal().tiles(Documents(1000), 2), "sdpa").shape == q.shape
+
+
+# cuDNN plans for each length.
+@pytest.mark.gpu
+def test_on_a_gpu_cudnn_gets_lengths_that_come_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    planned: list[int] = []
+
+    def forward(q: torch.Tensor, *rest: Any) -> Any:
+        planned.append(q.shape[2])
+        return cudnn.forward(q, *rest)
+
+    cudnn = fused._CUDA[SDPBackend.CUDNN_ATTENTION]
+    monkeypatch.setitem(fused._CUDA, SDPBackend.CUDNN_ATTENTION, fused.Kernel(forward, cudnn.backward))
+    for starts in ((0, 1000, 1500), (0, 1024, 3072), (0,)):
+        documents = Documents(4000, starts)
+        _check_budget(Causal().tiles(documents, 2), torch.bfloat16, "cuda", 64)
+    # The last is whole: one call of torch's.
+    assert planned == [1024, 2048]
 
 
 @pytest.mark.gpu

@@ -26,6 +26,10 @@ BACKENDS = [
     SDPBackend.MATH,
 ]
 
+# cuDNN plans for each new shape, forward and backward, which takes longer than most documents do (0.2 s, by the time of
+# steps whose documents were all new); the other kernels take any length at once.
+WITHOUT_PLANS = BACKENDS[1:]
+
 # What a forward pass hands to its backward pass besides the usual: the random state of dropout, of which there is none.
 _Random = tuple[Tensor, ...]
 
@@ -46,16 +50,18 @@ class Kernel(NamedTuple):
     ]
 
 
-def kernel_for(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Kernel | None:
-    """The kernel that `scaled_dot_product_attention` would take; None if it has none but plain arithmetic.
+def kernel_for(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, backends: list[SDPBackend] = BACKENDS
+) -> Kernel | None:
+    """The kernel that `scaled_dot_product_attention` would take of some; None if it has none but plain arithmetic.
 
     Where it has none for grouped heads only, the kernel that takes the heads repeated.
     """
-    kernel = _choice(q, k, v, causal, scale)
+    kernel = _choice(q, k, v, causal, scale, backends)
     if kernel is None and q.shape[1] != k.shape[1]:
         # Of the repeated heads only the shape matters to the choice.
         k, v = (x[:, :1].expand(-1, q.shape[1], -1, -1) for x in (k, v))
-        kernel = _choice(q, k, v, causal, scale)
+        kernel = _choice(q, k, v, causal, scale, backends)
     return kernel
 
 
@@ -68,9 +74,11 @@ def is_whole_in_torch(q: Tensor, k: Tensor, v: Tensor) -> bool:
     return kernel_for(q, k, v, True, 1.0) is None
 
 
-def _choice(q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float) -> Kernel | None:
+def _choice(
+    q: Tensor, k: Tensor, v: Tensor, causal: bool, scale: float, backends: list[SDPBackend] = BACKENDS
+) -> Kernel | None:
     grouped = q.shape[1] != k.shape[1]
-    with sdpa_kernel(BACKENDS, set_priority=True):
+    with sdpa_kernel(backends, set_priority=True):
         choice = torch._fused_sdp_choice(q, k, v, None, 0.0, causal, scale=scale, enable_gqa=grouped)
     return (_CPU if q.device.type == "cpu" else _CUDA).get(SDPBackend(choice))
 

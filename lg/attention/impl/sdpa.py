@@ -8,6 +8,9 @@ causal. The two are merged by their log-sum-exps (as in Ring Attention: Liu et a
 and each is differentiated with the merged output and log-sum-exp, which is exact. Keys and values are never copied on
 the way in, but where a batch has several rows.
 
+Of packed documents only the parts whose lengths come again, since they are whole blocks, go to cuDNN: it plans for each
+new length. The others go to FlashAttention-2.
+
 Shapes: B batch, H query heads, G KV heads, L tokens, Lq queries, D head width.
 """
 
@@ -24,11 +27,14 @@ from torch.nn.functional import scaled_dot_product_attention
 from lg.attention.cost import banded_pairs
 from lg.attention.documents import Documents
 from lg.attention.impl import Executed
-from lg.attention.impl.fused import BACKENDS, Kernel, is_whole_in_torch, kernel_for
+from lg.attention.impl.fused import BACKENDS, WITHOUT_PLANS, Kernel, is_whole_in_torch, kernel_for
 from lg.attention.impl.stretches import executed_in_all, stretch_by_stretch
 from lg.attention.part import Part
 from lg.attention.patterns import Causal
 from lg.attention.tiles import Tiles
+
+# Lengths of packed documents that are multiples of it are taken to come again: there are few.
+_BLOCK = 1024
 
 
 class _Cut(NamedTuple):
@@ -174,8 +180,11 @@ def _parts(q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> list[
             for tokens, causal in ((keys, False), (own, True)):
                 if tokens.start < tokens.stop:
                     place = _Place(heads, tokens, count)
+                    args = queries.of(q), place.of(k), place.of(v)
+                    comes_again = len(documents.starts) == 1 or all(x.shape[2] % _BLOCK == 0 for x in args)
                     # Asked for each call: cuDNN, for one, does not take a single key.
-                    kernel = kernel_for(queries.of(q), place.of(k), place.of(v), causal, scale)
+                    kernel = None if comes_again else kernel_for(*args, causal, scale, WITHOUT_PLANS)
+                    kernel = kernel or kernel_for(*args, causal, scale)
                     assert kernel, f"no kernel for {queries} and {place}"
                     pieces.append(_Piece(place, causal, kernel))
             parts.append(_Part(queries, pieces))

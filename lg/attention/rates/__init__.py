@@ -47,8 +47,8 @@ def ranked(q: Tensor, k: Tensor, tiles: Tiles) -> Sequence[Choice]:
     """The implementations that were measured on a problem like this, the fastest first; empty where none was.
 
     Problems are alike on the same kind of device and in a type of as many bits. Of those measured the nearest counts:
-    of a pattern with the same text but for its numbers (else of any pattern that is not full causal, as this one must
-    then be), packed or not, then of the nearest head width, length, and query heads on a KV head. Where that leaves
+    packed or not, then of a pattern with the same text but for its numbers (else of any pattern that is not full causal,
+    as this one must then be), then of the nearest head width, length, and query heads on a KV head. Where that leaves
     several, their mean counts.
 
     Args:
@@ -103,8 +103,9 @@ def _nearest(problem: _Problem) -> list[Rate]:
 
     def distance(rate: Rate) -> tuple[float, ...]:
         return (
-            kind(rate.sees) != problem.sees,
+            # First, since packed documents cost each implementation something of its own.
             rate.packed != problem.packed,
+            kind(rate.sees) != problem.sees,
             _apart(rate.width, problem.width),
             _apart(rate.length, problem.length),
             _apart(rate.heads / rate.kv_heads, problem.groups),
