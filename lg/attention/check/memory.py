@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import os
 import platform
 from functools import cache, lru_cache
 from importlib.metadata import PackageNotFoundError, version
@@ -31,6 +32,9 @@ log = logging.getLogger(__name__)
 
 # What computes besides torch and lg.
 _PACKAGES = ("triton", "flash-attn-4", "nvidia-cutlass-dsl", "quack-kernels")
+
+# What the cache folder's place depends on.
+_PLACES = ("LG_CACHE", "XDG_CACHE_HOME", "HOME")
 
 
 class _Entry(NamedTuple):
@@ -208,7 +212,13 @@ def _text(pattern: Pattern, text: str) -> str:
 
 
 def _folder(name: str, facts: Facts) -> Path:
-    return folder_of(facts.device) / f"{name}-{facts.width}-{str(facts.dtype).removeprefix('torch.')}"
+    # Asked in each layer of each step, and by then the folder is known, unless the environment has changed.
+    return _folder_in(tuple(map(os.environ.get, _PLACES)), name, facts.width, facts.dtype, facts.device)
+
+
+@cache
+def _folder_in(places: tuple[str | None, ...], name: str, width: int, dtype: torch.dtype, device: torch.device) -> Path:
+    return folder_of(device) / f"{name}-{width}-{str(dtype).removeprefix('torch.')}"
 
 
 @cache

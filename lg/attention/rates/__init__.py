@@ -47,7 +47,7 @@ def ranked(q: Tensor, k: Tensor, tiles: Tiles) -> Sequence[Choice]:
     """The implementations that were measured on a problem like this, the fastest first; empty where none was.
 
     Problems are alike on the same kind of device and in a type of as many bits. Of those measured the nearest counts:
-    packed or not, then of a pattern with the same text but for its numbers (else of any pattern that is not full causal,
+    packed or not, then of a pattern with the same text but for its numbers (else of any that is not full causal,
     as this one must then be), then of the nearest head width, length, and query heads on a KV head. Where that leaves
     several, their mean counts.
 

@@ -133,6 +133,7 @@ def test_a_machine_or_version_of_its_own(monkeypatch: pytest.MonkeyPatch, cache:
     assert len(here["lg.attention"]) == 24 and here["torch"] == torch.__version__
     for key in ("torch", "triton", "flash-attn-4", "lg.attention", "device", "capability"):
         monkeypatch.setattr(memory, "machine", lambda device, key=key: {**here, key: "another"})
+        memory._folder_in.cache_clear()
         assert recall("mine", case(Window(9))) is None
         assert refused("mine", *asked(Window(9))) is None
 
