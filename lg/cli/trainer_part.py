@@ -54,7 +54,8 @@ def training(unread: Config, devices: str, context: str, precision: str) -> Trai
         raise Refused(
             f"trainer.strategy.init_args.offload_weights: {in_host!r} is not allowed; it must be true or false"
         )
-    return Training(num_devices * nodes, context_size, replicas, name, batches, sharded, in_host)
+    groups = _number(arguments.get("exchange_groups", 1), "trainer.strategy.init_args.exchange_groups")
+    return Training(num_devices * nodes, context_size, replicas, name, batches, sharded, in_host, groups)
 
 
 def _strategy(told: Any) -> tuple[str, Mapping[str, Any]]:

@@ -66,6 +66,7 @@ class Setup:
             where no sequence is shared.
         adapted: what an adapter adds and trains; None where all is trained.
         weights_in_host: whether the device's part of weights, gradients and moments waits in the host's memory.
+        exchange_groups: groups of KV heads that travel one after the other; at most as many as there are KV heads.
     """
 
     config: DecoderConfig
@@ -77,6 +78,7 @@ class Setup:
     keys: int = 0
     adapted: Counted | None = None
     weights_in_host: bool = False
+    exchange_groups: int = 1
 
     @property
     def num_weights(self) -> int:
@@ -218,9 +220,16 @@ def _block_weights(c: DecoderConfig) -> int:
 
 
 def _exchange(setup: Setup) -> int:
-    """Keys and values as fetched, their gradients, and these as they travel; each as large."""
-    c = setup.config
-    return 3 * setup.keys * 2 * c.num_kv_heads * c.head_width * setup.precision.element
+    """Keys and values as fetched, their gradients, and these as they travel; each as large.
+
+    By groups of heads, also those of the next group as they travel, both ways; and attention's output a second time,
+    as the groups' own.
+    """
+    c, groups, element = setup.config, setup.exchange_groups, setup.precision.element
+    whole = setup.keys * 2 * c.num_kv_heads * c.head_width * element
+    if groups == 1 or not setup.keys:
+        return 3 * whole
+    return 5 * whole // groups + setup.num_tokens * c.num_heads * c.head_width * element
 
 
 def _stream_in_the_host(setup: Setup) -> int:

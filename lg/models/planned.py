@@ -46,6 +46,7 @@ class Training:
         num_batches: batches of a step.
         sharded: whether it is `lg.parallel.HybridStrategy` that trains.
         weights_in_host: whether weights, gradients and moments wait in the host's memory.
+        exchange_groups: groups of KV heads that travel one after the other, where a sequence is shared.
     """
 
     num_devices: int
@@ -55,6 +56,7 @@ class Training:
     num_batches: int
     sharded: bool
     weights_in_host: bool = False
+    exchange_groups: int = 1
 
     @property
     def precision(self) -> Precision:
@@ -173,6 +175,7 @@ class Planned:
             keys,
             adapted,
             run.weights_in_host,
+            min(run.exchange_groups, self.config.num_kv_heads),
         )
         held = footprint(setup)
         fits = held.peak <= self.limit and (self.host_limit is None or held.host <= self.host_limit)

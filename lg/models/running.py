@@ -31,6 +31,7 @@ class Sharing(Protocol):
     context_parallel_size: int
     data_replicate_size: int
     offload_weights: bool
+    exchange_groups: int
 
     def share(self, documents: Documents, layers: Sequence[Pattern], num_kv_heads: int) -> Share:
         """What a device has of a batch."""
@@ -105,7 +106,9 @@ def _training(trainer: pl.Trainer) -> Training:
             "with lg.parallel.HybridStrategy"
         )
     in_host = isinstance(strategy, Sharing) and strategy.offload_weights
-    return Training(trainer.world_size, context, replicas, precision, trainer.accumulate_grad_batches, sharded, in_host)
+    groups = strategy.exchange_groups if isinstance(strategy, Sharing) else 1
+    batches = trainer.accumulate_grad_batches
+    return Training(trainer.world_size, context, replicas, precision, batches, sharded, in_host, groups)
 
 
 def host_memory() -> int:

@@ -52,7 +52,7 @@ class StepTime:
         attention: attention.
         again: what the backward pass computes a second time.
         elementwise: norms, rotation, activations.
-        exchange: keys, values and their gradients on their way; not hidden behind anything.
+        exchange: keys, values and their gradients on their way, but for what travels while other heads compute.
         waiting: for weights, and for the stream from the host, where that takes longer than what it is hidden behind.
         optimizer: AdamW.
     """
@@ -89,6 +89,8 @@ def step_time(setup: Setup, work: Work, device: Device) -> StepTime:
         again += forward
     # Forward, once more before the backward pass, and the gradients back.
     exchange = 3 * work.exchanged / link
+    hidden_at_most = work.attention * (1 - 1 / setup.exchange_groups)
+    exchange = max(exchange / setup.exchange_groups, exchange - hidden_at_most)
     hidden = linear + work.attention + again + 3 * forward
     # Gathered twice; gradients are sent in float32, once a step.
     sent = (setup.num_weights * 2 * e + setup.num_trained * 4 / setup.num_batches) / link

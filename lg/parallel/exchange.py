@@ -29,7 +29,8 @@ class ContextAttend:
 
     Args:
         group: ranks that share each sequence; rank i of the group is rank i of a batch's `Split`.
-        num_groups: groups of KV heads that travel one after the other. Heads that see different keys go as one.
+        num_groups: groups of KV heads that travel one after the other, where much travels. Heads that see different
+            keys go as one.
 
     Attributes:
         received_bytes: what other ranks have sent here for this layer, forward and backward; set it to 0 at will.
@@ -63,7 +64,7 @@ class ContextAttend:
         plan = plan_of(tiles)
         if not plan.tokens.any():
             return attend(q, k, v, plan.part, impl)
-        num_groups = 1 if plan.part.heads > 1 else min(self.num_groups, k.shape[1])
+        num_groups = min(self.num_groups, k.shape[1]) if plan.is_much and plan.part.heads == 1 else 1
         return self._by_groups(q, k, v, plan, impl, -(-k.shape[1] // num_groups))
 
     def _by_groups(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, impl: str, heads: int) -> Tensor:

@@ -95,6 +95,12 @@ class Plan:
         counts: list[int] = self.tokens[:, self.rank].tolist()
         return counts
 
+    @cached_property
+    def is_much(self) -> bool:
+        """Whether some rank fetches at least half as many tokens as it holds; the same on all ranks."""
+        held = torch.zeros(self.held.split.num_ranks, dtype=torch.int64).index_add_(0, self._owner, self._size)
+        return bool((2 * self.tokens.sum(1) >= held).any())
+
     def places(self, device: torch.device) -> Places:
         """How the tokens that are sent and received are laid."""
         if device not in self._places:

@@ -97,7 +97,7 @@ def shard_part(part: nn.Module, meshes: Meshes, policy: Policy) -> None:
     )
 
 
-def shard(decoder: nn.Module, meshes: Meshes, policy: Policy) -> None:
+def shard(decoder: nn.Module, meshes: Meshes, policy: Policy, exchange_groups: int = 1) -> None:
     """Changes a decoder in place, on all ranks; a second time does nothing.
 
     In this order: where several ranks share a sequence, each attention fetches what its pattern needs of the others;
@@ -108,6 +108,7 @@ def shard(decoder: nn.Module, meshes: Meshes, policy: Policy) -> None:
         decoder: a `Shardable`, whose weights are on the device that computes.
         meshes: of the run.
         policy: how weights are held.
+        exchange_groups: as `HybridStrategy` has them.
 
     Raises:
         ValueError: if a mixer cannot work on a part of a sequence, but is asked to.
@@ -119,7 +120,7 @@ def shard(decoder: nn.Module, meshes: Meshes, policy: Policy) -> None:
     if context.size() > 1:
         patterns(decoder)  # refuses what has none
         for block in parts.blocks:
-            cast(_Attention, block.mixer).attend = ContextAttend(context.get_group())
+            cast(_Attention, block.mixer).attend = ContextAttend(context.get_group(), exchange_groups)
     own = [] if _tied(parts) else [parts.embedding, parts.head]
     for part in (*own, *parts.blocks, decoder):
         if not isinstance(part, FSDPModule):

@@ -55,13 +55,16 @@ class HybridStrategy(ModelParallelStrategy):
             whose process is stopped, or whose host is gone, is named.
         offload_weights: whether weights, their gradients and the optimizer's state wait in the host's memory, where the
             optimizer works; a last resort, since it is slow. Results stay the same.
+        exchange_groups: groups of KV heads that travel one after the other, each while the one before it computes,
+            where devices share a sequence and a layer fetches much, as a full one does. With more of them fewer keys
+            are there at once, and attention's output twice. Heads that see different keys travel together.
 
     Attributes:
         explain: what a failure ends with, besides its cause, as "the last good checkpoint is ..."; `Checkpoints` sets
             it.
 
     Raises:
-        ValueError: if the run's processes do not divide into these sizes.
+        ValueError: if the run's processes do not divide into these sizes, or there are no groups.
     """
 
     def __init__(
@@ -70,11 +73,17 @@ class HybridStrategy(ModelParallelStrategy):
         data_replicate_size: int = 1,
         timeout_s: float = 1800.0,
         offload_weights: bool = False,
+        exchange_groups: int = 1,
     ) -> None:
+        if exchange_groups < 1:
+            raise ValueError(
+                f"trainer.strategy.init_args.exchange_groups: {exchange_groups} is not allowed; it must be at least 1"
+            )
         super().__init__(timeout=timedelta(seconds=timeout_s))
         self.context_parallel_size = context_parallel_size
         self.data_replicate_size = data_replicate_size
         self.offload_weights = offload_weights
+        self.exchange_groups = exchange_groups
         self._meshes: Meshes | None = None
         self._data_checked = False
         self._is_accumulating = False
@@ -178,7 +187,7 @@ class HybridStrategy(ModelParallelStrategy):
         module, decoder = self.lightning_module, self.decoder
         assert module is not None
         self.model_to_device()
-        shard(decoder, self.meshes, self._policy)
+        shard(decoder, self.meshes, self._policy, self.exchange_groups)
         for parameter in unsharded(module, decoder):
             dist.broadcast(parameter.detach(), 0)
         # Tensors made in inference mode could not be trained on, and FSDP keeps those that it gathers into.

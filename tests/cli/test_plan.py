@@ -108,19 +108,22 @@ trainer:
     init_args:
       context_parallel_size: 2
       data_replicate_size: {replicas}
+      exchange_groups: {groups}
 """
 
 
 def test_the_configuration_says_how_it_is_trained(hybrid: str) -> None:
     plans = {}
     for replicas in (1, 2):
-        Path("run.yaml").write_text(RUN.format(base=hybrid.partition("=")[2], replicas=replicas))
-        plans[replicas] = planned("--config=run.yaml")
+        Path("run.yaml").write_text(RUN.format(base=hybrid.partition("=")[2], replicas=replicas, groups=2 * replicas))
+        plans[replicas] = planned("--config=run.yaml", *SEVEN)
     told = plans[1]
     assert (told["devices"], told["context"], told["precision"], told["batches_a_step"]) == (4, 2, "bf16-mixed", 3)
     assert (told["rows"], told["row_length"], told["tokens_on_a_device"]) == (2, 8192, 8192)
     shares = [plans[replicas]["choices"][0]["bytes"]["parameters"] for replicas in plans]
     assert 2 * shares[0] == shares[1]
+    exchanges = [plans[replicas]["choices"][0]["bytes"]["exchange"] for replicas in plans]
+    assert exchanges[0] > exchanges[1] > 0, "two groups of KV heads, and four"
     # Devices of an option are those of one host, and the strategy stays.
     assert planned("--config=run.yaml", "--devices=8", "--context=1")["tokens_on_a_device"] == 16384
 

@@ -61,6 +61,14 @@ def test_what_does_not_hide_is_waited_for() -> None:
     assert step_time(SETUP, replace(WORK, exchanged=10**9), H100).exchange == pytest.approx(3e9 / (0.7 * 450e9))
 
 
+@pytest.mark.parametrize(("attention", "left"), [(0.3, 0.25), (0.004, 1 - 0.003 / 0.01), (0.0, 1.0)])
+def test_by_groups_all_but_the_first_travel_while_others_compute(attention: float, left: float) -> None:
+    whole = 0.01 * 0.7 * 450e9 / 3
+    work = replace(WORK, exchanged=whole, attention=attention)
+    told = step_time(replace(SETUP, exchange_groups=4), work, H100).exchange
+    assert told == pytest.approx(0.01 * left)
+
+
 def test_the_total_is_the_sum() -> None:
     assert StepTime(1, 2, 3, 4, 5, 6, 7).total == 28
 

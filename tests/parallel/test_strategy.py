@@ -238,6 +238,12 @@ TWO = {
         1, length=600, strategy={"context_parallel_size": 2}, module={"memory": Memory(recompute="blocks")}
     ),
     "context, one target": Case(1, length=600, strategy={"context_parallel_size": 2}, one_target=True),
+    "context, by groups": Case(
+        1,
+        length=600,
+        strategy={"context_parallel_size": 2, "exchange_groups": 2},
+        module={"memory": Memory(recompute="blocks")},
+    ),
 }
 FOUR = {
     "context of four": Case(1, length=1100, strategy={"context_parallel_size": 4}),
@@ -304,6 +310,11 @@ def test_training_goes_on_on_other_ranks(tmp_path: Path) -> None:
     run_ranks(saved_by_two, 2, tmp_path / "two")
     for weights in itertools.chain(*run_ranks(resumed, 4, tmp_path)):
         torch.testing.assert_close(weights, straight, rtol=1e-3, atol=1e-5)
+
+
+def test_no_groups_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"strategy.init_args.exchange_groups: 0 is not allowed; it must be at least"):
+        HybridStrategy(exchange_groups=0)
 
 
 @pytest.mark.parametrize(
