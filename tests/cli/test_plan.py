@@ -116,7 +116,7 @@ def test_the_configuration_says_how_it_is_trained(hybrid: str) -> None:
     plans = {}
     for replicas in (1, 2):
         Path("run.yaml").write_text(RUN.format(base=hybrid.partition("=")[2], replicas=replicas, groups=2 * replicas))
-        plans[replicas] = planned("--config=run.yaml", *SEVEN)
+        plans[replicas] = planned("--config=run.yaml", *SEVEN, "--precision=bf16-mixed")
     told = plans[1]
     assert (told["devices"], told["context"], told["precision"], told["batches_a_step"]) == (4, 2, "bf16-mixed", 3)
     assert (told["rows"], told["row_length"], told["tokens_on_a_device"]) == (2, 8192, 8192)
