@@ -65,7 +65,7 @@ class Case(NamedTuple):
 
 
 def cases(scores: Path, seeds: int) -> Iterator[Case]:
-    """The most wanted first: of the first seed every measure's sets, of the others the first measure's."""
+    """The most wanted first: of the first seed also what only has to be ranked, of the others the main rows."""
     measures: dict[str, Any] = json.loads(scores.read_text())["measures"]
     best, *others = sorted(measures, key=lambda name: name != BEST)
     for seed in range(seeds):
@@ -76,11 +76,10 @@ def cases(scores: Path, seeds: int) -> Iterator[Case]:
             yield by_measure(scores, best, size, seed)
             drawn = random.Random(f"{seed} {size}").sample(range(LAYERS), size)
             yield Case(f"random, {size}", written(["full" if n in drawn else "local" for n in range(LAYERS)]), seed)
-            if seed == 0:
-                if "gates" in measures:
-                    yield by_heads(measures["gates"]["heads"], size, seed)
-                for measure in others:
-                    yield by_measure(scores, measure, size, seed)
+        if seed == 0:
+            if "gates" in measures:
+                yield from (by_heads(measures["gates"]["heads"], size, seed) for size in SIZES[:2])
+            yield from (by_measure(scores, measure, SIZES[0], seed) for measure in others)
 
 
 def by_measure(scores: Path, measure: str, size: int, seed: int) -> Case:
