@@ -141,8 +141,8 @@ def kernels(result: dict[str, Any]) -> str:
     """Every case that was timed: one table a length and number of KV heads, then rates, memory, and agreement."""
     timed = [row for row in result["rows"] if "fwd_ms" in row]
     parts = [
-        "Milliseconds forward / backward, 32 query heads of 128, bf16. `sdpa` and `auto` of packed_causal are of before\n"
-        "`sdpa` left documents whose lengths do not come again to FlashAttention-2: one packing, over and over, by cuDNN.\n"
+        "Milliseconds forward / backward, 32 query heads of 128, bf16. `sdpa` and `auto` of packed_causal are one "
+        "packing\nover and over by cuDNN, to which `sdpa` no longer leaves documents whose lengths do not come again.\n"
     ]
     for length, kv_heads in dict.fromkeys((row["length"], row["kv_heads"]) for row in timed):
         cases = dict.fromkeys(row["case"] for row in timed if (row["length"], row["kv_heads"]) == (length, kv_heads))
