@@ -77,6 +77,9 @@ def cases() -> Iterator[Case]:
     yield Case("slice_full", "8*full", 128 * K, options=eight, gpus=1)
     yield Case("hybrid", MIDDLE, 512 * K, "llama-3-8b", (SPARING,), steps=2, warm_up=1)
     yield Case("hybrid", MIDDLE, 1024 * K, "llama-3-8b", (SPARING,), steps=2, warm_up=1)
+    # Somewhat below what `lg plan --device=H100 --devices=1` calls the longest batch.
+    yield Case("longest", MIDDLE, 96 * K, "llama-3-8b", (SPARING,), gpus=1, steps=2, warm_up=1)
+    yield Case("longest", "5*local, 6*full, 5*local", 768 * K, "llama-3.2-1b", (SPARING,), gpus=1, steps=2, warm_up=1)
 
 
 def measured(case: Case, gpus: int) -> dict[str, Any]:
