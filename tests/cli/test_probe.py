@@ -111,6 +111,17 @@ def test_scores_picture_and_a_schedule(capsys: pytest.CaptureFixture[str]) -> No
     assert not Path("probe.partial.json").exists()
 
 
+@pytest.mark.gpu
+@pytest.mark.usefixtures("here")
+def test_on_a_gpu() -> None:
+    given = command(measures="mass,needle,context,gates,needle_adapted", full_layers="1", sets="2", adapt_steps="2")
+    assert main([*given, "--device=cuda"]) == 0
+    found = json.loads(Path("probe.json").read_text())
+    assert set(found["refused"]) <= {"context_one_out", "context_one_in", "context_greedy"}
+    for name in ("mass", "needle_one_out", "needle_one_in", "needle_greedy", "gates"):
+        assert found["measures"][name]["sets"][0] == [1], name
+
+
 @pytest.mark.usefixtures("here")
 def test_full_heads_are_printed_as_patterns(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(measures="mass", full_heads="1")) == 0
