@@ -148,4 +148,10 @@ def _stage(number: int, entry: Any) -> Stage:
             raise ValueError(
                 f"{key}.{section}: {entry[section]!r:.60} is not allowed; it must map the keys that differ to values"
             )
+    model = entry.get("model", {})
+    if number > 0 and "pretrained" in (model.get("init_args") or model):
+        raise ValueError(
+            f"{key}.model.init_args.pretrained: not allowed; a stage begins with the weights of the one before, and "
+            "only stages.0 may name others"
+        )
     return Stage(number, name, optimizer, {name: entry[name] for name in SECTIONS if name in entry})

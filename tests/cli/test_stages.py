@@ -180,6 +180,10 @@ def with_second(name: str = "long", **sections: Any) -> dict[str, Any]:
         ([{"name": "a"}, {"name": "a"}], "stages.1.name: 'a' is not allowed; stages.0 has that name"),
         ([{"name": "a", "modle": {}}], "stages.0.modle: not a known key; allowed: name, optimizer, model"),
         ([{"name": "a", "optimizer": "kept"}], "stages.0.optimizer: 'kept' is not allowed; before the first"),
+        (
+            [{"name": "a"}, {"name": "b", "model": {"init_args": {"pretrained": "m"}}}],
+            "stages.1.model.init_args.pretrained: not allowed; a stage begins with the weights of the one before",
+        ),
         ([{"name": "a"}, {"name": "b", "optimizer": True}], "stages.1.optimizer: True is not allowed; allowed are r"),
         ([{"name": "a", "model": "HybridLM"}], "stages.0.model: 'HybridLM' is not allowed"),
     ],

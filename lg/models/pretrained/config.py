@@ -5,6 +5,7 @@ Every key is honoured, known to change nothing that a decoder computes, or refus
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -57,9 +58,27 @@ _ROPE: dict[str, tuple[str, ...]] = {
     "yarn": ("factor", "original_max_position_embeddings", "beta_fast", "beta_slow", "attention_factor", "truncate"),
     "llama3": ("factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor"),
 }
-# What transformers takes where a config.json does not say.
+# What transformers takes where a config.json does not say; a key that is null says that there is none.
+_DEFAULTS: dict[str, Json] = {
+    "mistral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "ministral": {"num_key_value_heads": 8, "sliding_window": 4096},
+    "qwen2": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "qwen3": {"num_key_value_heads": 32, "sliding_window": 4096},
+    "smollm3": {"num_key_value_heads": 4},
+}
 _DEFAULT_THETA = {"smollm3": 2e6}
 _TIED = {"smollm3"}
+# What lg calls otherwise than config.json.
+_CALLED = {
+    "model.init_args.decoder.": "",
+    "model.init_args.": "",
+    "num_layers": "num_hidden_layers",
+    "num_kv_heads": "num_key_value_heads",
+    "num_heads": "num_attention_heads",
+    "head_width": "head_dim",
+    "ffn_width": "intermediate_size",
+    "norm_eps": "rms_norm_eps",
+}
 
 
 @dataclass(frozen=True)
@@ -95,6 +114,10 @@ def read(told: Json) -> Read:
     family = told.get("model_type")
     if family not in FAMILIES:
         raise _refusal("model_type", family, f"allowed are {', '.join(FAMILIES)}")
+    assert isinstance(family, str)
+    if family == "mistral" and "layer_types" in told:  # as transformers' AutoConfig takes it
+        family = "ministral"
+    told = {**_DEFAULTS.get(family, {}), **told}
     for key, value in told.items():
         if key in _ONLY and value not in _ONLY[key]:
             raise _refusal(key, value, f"a decoder computes with {_ONLY[key][0]} only")
@@ -102,34 +125,38 @@ def read(told: Json) -> Read:
             raise _refusal(key, value, "it is not known what it changes; take it out of the file if it changes nothing")
     if told.get("pretraining_tp", 1) not in (1, None):
         raise _refusal("pretraining_tp", told["pretraining_tp"], "a decoder computes each product in one piece")
-    biased = bool(told.get("attention_bias"))
+    biased = _flag(told, "attention_bias", False)
     if biased and family != "qwen2":
         raise _refusal("attention_bias", True, "it means a bias behind attention, too, which a decoder does not have")
     num_layers, num_heads = _whole(told, "num_hidden_layers"), _whole(told, "num_attention_heads")
-    theta, scaling = _rope(told, family)
-    config = DecoderConfig(
-        num_layers=num_layers,
-        width=_whole(told, "hidden_size"),
-        num_heads=num_heads,
-        num_kv_heads=told.get("num_key_value_heads") or num_heads,
-        head_width=told.get("head_dim") or (128 if family == "qwen3" else _whole(told, "hidden_size") // num_heads),
-        ffn_width=_whole(told, "intermediate_size"),
-        vocab_size=_whole(told, "vocab_size"),
-        rope_theta=theta,
-        norm_eps=float(told.get("rms_norm_eps", 1e-6)),
-        tied_embeddings=bool(told.get("tie_word_embeddings", family in _TIED)),
-        qk_norm=family == "qwen3",
-        qkv_bias=family == "qwen2",
-        rope_scaling=scaling,
-        no_rope_layers=_no_rope(told, num_layers) if family == "smollm3" else (),
-    )
+    width = _whole(told, "hidden_size")
+    shape: dict[str, Any] = {
+        "num_layers": num_layers,
+        "width": width,
+        "num_heads": num_heads,
+        "num_kv_heads": _whole(told, "num_key_value_heads", num_heads),
+        "head_width": _whole(told, "head_dim", 128 if family == "qwen3" else width // num_heads),
+        "ffn_width": _whole(told, "intermediate_size"),
+        "vocab_size": _whole(told, "vocab_size"),
+        "norm_eps": _number(told, "rms_norm_eps", 1e-6),
+        "tied_embeddings": _flag(told, "tie_word_embeddings", family in _TIED),
+        "no_rope_layers": _no_rope(told, num_layers) if family == "smollm3" else (),
+    }
+    try:
+        theta, scaling = _rope(told, family)
+        config = DecoderConfig(
+            **shape, rope_theta=theta, rope_scaling=scaling, qk_norm=family == "qwen3", qkv_bias=family == "qwen2"
+        )
+    except ValueError as error:
+        raise ValueError(_in_its_words(str(error), told)) from error
     sees = _sees(told, family, num_layers, config.no_rope_layers) if own is None else patterns_of(own)
     if len(sees) != num_layers:
         raise _refusal(
             "lg.schedule", [str(one) for one in sees], f"it must name a pattern for each of {num_layers} layers"
         )
     marks = {key: told[key] for key in MARKS if told.get(key) is not None}
-    return Read(family, config, sees, told.get("max_position_embeddings"), marks)
+    longest = None if told.get("max_position_embeddings") is None else _whole(told, "max_position_embeddings")
+    return Read(family, config, sees, longest, marks)
 
 
 def written(config: DecoderConfig, sees: Sequence[Pattern], longest: int) -> dict[str, Any] | None:
@@ -250,16 +277,21 @@ def rope_parameters(theta: float, scaling: RopeScaling | None) -> dict[str, Any]
 
 def _rope(told: Json, family: str) -> tuple[float, RopeScaling | None]:
     new, old = told.get("rope_parameters"), told.get("rope_scaling")
-    said: Json = new or old or {}
-    key = "rope_parameters" if new else "rope_scaling"
+    # transformers takes the old one, where there are both.
+    said: Json = old or new or {}
+    key = "rope_scaling" if old else "rope_parameters"
     for name, one in (("rope_parameters", new), ("rope_scaling", old)):
         if one is not None and not isinstance(one, Mapping):
             raise _refusal(name, one, "it must map keys to values")
     if new and old and _without_theta(new) != _without_theta(old):
         raise _refusal("rope_scaling", old, f"rope_parameters, {new!r}, says something else; one of both must go")
-    theta = said.get("rope_theta", told.get("rope_theta", _DEFAULT_THETA.get(family, 10000.0)))
+    beside = _number(told, "rope_theta", _DEFAULT_THETA.get(family, 10000.0))
+    thetas = {str(_number(one, "rope_theta", beside)) for one in (new, old) if one}
+    if len(thetas) > 1:
+        raise _refusal("rope_theta", told.get("rope_theta"), f"it is told twice, as {' and '.join(sorted(thetas))}")
+    theta = _number(said, "rope_theta", beside)
     kind = said.get("rope_type", said.get("type", "default"))
-    if kind not in _ROPE:
+    if not isinstance(kind, str) or kind not in _ROPE:
         raise _refusal(f"{key}.rope_type", kind, f"allowed are {', '.join(_ROPE)}")
     for name, value in said.items():
         if name not in {"rope_theta", "rope_type", "type", *_ROPE[kind]} and not (
@@ -274,7 +306,8 @@ def _rope(told: Json, family: str) -> tuple[float, RopeScaling | None]:
         return value
 
     def trained() -> int:
-        return said.get("original_max_position_embeddings") or _whole(told, "max_position_embeddings")
+        name = "original_max_position_embeddings"
+        return _whole(said, name) if said.get(name) else _whole(told, "max_position_embeddings")
 
     scaling: RopeScaling | None = None
     if kind == "linear":
@@ -282,12 +315,13 @@ def _rope(told: Json, family: str) -> tuple[float, RopeScaling | None]:
     elif kind == "dynamic":
         scaling = DynamicNTK(number("factor"), _whole(told, "max_position_embeddings"))
     elif kind == "yarn":
-        betas = said.get("beta_fast") or 32.0, said.get("beta_slow") or 1.0
-        own, truncate = said.get("attention_factor"), said.get("truncate", True)
+        betas = _number(said, "beta_fast", 32.0) or 32.0, _number(said, "beta_slow", 1.0) or 1.0
+        own = None if said.get("attention_factor") is None else number("attention_factor")
+        truncate = _flag(said, "truncate", True)
         scaling = YaRN(number("factor"), trained(), *betas, own, truncate)
     elif kind == "llama3":
         scaling = Llama3(number("factor"), trained(), number("low_freq_factor"), number("high_freq_factor"))
-    return float(theta), scaling
+    return theta, scaling
 
 
 def _without_theta(rope: Json) -> dict[str, Any]:
@@ -297,10 +331,17 @@ def _without_theta(rope: Json) -> dict[str, Any]:
 
 def _sees(told: Json, family: str, num_layers: int, no_rope: Sequence[int]) -> tuple[Pattern, ...]:
     window, kinds = told.get("sliding_window"), told.get("layer_types")
+    if kinds is not None and not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        raise _refusal("layer_types", kinds, "it must list texts")
+    _flag(told, "use_sliding_window", False)
     if family == "llama":
+        for key, nothing in (("sliding_window", None), ("use_sliding_window", False)):
+            if told.get(key, nothing) not in (None, False):
+                raise _refusal(key, told[key], "llama has no windows; model_type ministral has")
+        if set(kinds or ()) - {"full_attention"} or len(kinds or [""] * num_layers) != num_layers:
+            raise _refusal("layer_types", kinds, f"of llama it may name full_attention only, {num_layers} times")
         return (Causal(),) * num_layers
     if family == "mistral":
-        # It has one window for all, and does not ask for `layer_types`.
         kinds = ["sliding_attention" if window else "full_attention"] * num_layers
     elif family != "ministral" and not told.get("use_sliding_window"):
         window = None
@@ -311,7 +352,7 @@ def _sees(told: Json, family: str, num_layers: int, no_rope: Sequence[int]) -> t
                 "it must be true where layers have a sliding window",
             )
     if kinds is None:
-        first = 0 if family == "ministral" else told.get("max_window_layers", 28)
+        first = 0 if family == "ministral" else _whole(told, "max_window_layers", 28, least=0)
         sliding = set(no_rope) if family == "smollm3" else set(range(first, num_layers))
         kinds = ["sliding_attention" if window and n in sliding else "full_attention" for n in range(num_layers)]
     if len(kinds) != num_layers or set(kinds) - {"sliding_attention", "full_attention"}:
@@ -323,16 +364,46 @@ def _sees(told: Json, family: str, num_layers: int, no_rope: Sequence[int]) -> t
 def _no_rope(told: Json, num_layers: int) -> tuple[int, ...]:
     rotated = told.get("no_rope_layers")
     if rotated is None:
-        every = told.get("no_rope_layer_interval", 4)
+        every = _whole(told, "no_rope_layer_interval", 4)
         rotated = [int((layer + 1) % every != 0) for layer in range(num_layers)]
+    if not isinstance(rotated, list) or len(rotated) != num_layers or set(map(str, rotated)) - {"0", "1"}:
+        raise _refusal("no_rope_layers", rotated, f"it must list 0 or 1 for each of {num_layers} layers")
     return tuple(layer for layer in range(num_layers) if not rotated[layer])
 
 
-def _whole(told: Json, key: str) -> int:
+def _whole(told: Json, key: str, default: int | None = None, least: int = 1) -> int:
+    """An integer; the default, if there is one, where it is null or not told."""
     value = told.get(key)
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise _refusal(key, value, "it must be an integer of at least 1")
+    if value is None and default is not None:
+        return default
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise _refusal(key, value, f"it must be an integer of at least {least}")
     return value
+
+
+def _number(told: Json, key: str, default: float) -> float:
+    """A number; the default where it is not told."""
+    value = told.get(key, default)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise _refusal(key, value, "it must be a number")
+    return float(value)
+
+
+def _flag(told: Json, key: str, default: bool) -> bool:
+    """True or false; the default where it is null or not told."""
+    value = told.get(key)
+    if value is not None and not isinstance(value, bool):
+        raise _refusal(key, value, "it must be true or false")
+    return default if value is None else value
+
+
+def _in_its_words(said: str, told: Json) -> str:
+    """A complaint of lg's about what a config.json says, by the file's keys."""
+    if not told.get("rope_scaling"):
+        said = said.replace("model.init_args.rope_scaling", "rope_parameters")
+    for own, theirs in _CALLED.items():
+        said = re.sub(rf"\b{re.escape(own)}", theirs, said) if theirs else said.replace(own, "")
+    return said if said.startswith("config.json") else f"config.json: {said}"
 
 
 def _refusal(key: str, value: object, allowed: str) -> ValueError:

@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lg.models.pretrained.weights import Form
+
 ARCHITECTURES = ("llama", "qwen2", "qwen3")
 
 # What llama.cpp calls the parts of a block, and transformers.
@@ -45,7 +47,7 @@ _KEYS = {
 }
 # Tokens that mean something, and what config.json calls their numbers.
 _MARKS = {"bos": "bos_token_id", "eos": "eos_token_id", "padding": "pad_token_id"}
-# What the tensors, or the keys above, say already; the first two are held to them.
+# What the tensors, or the keys above, say already; they are held to them.
 _SAID = ("attention.value_length", "rope.dimension_count", "vocab_size")
 
 
@@ -87,6 +89,10 @@ class Gguf:
         """What there is."""
         return frozenset(self._tensors)
 
+    def form(self, name: str) -> Form:
+        """That of one tensor, as `tensor` gives it."""
+        return Form(tuple(reversed([int(size) for size in self._tensors[name].shape])), "float32")
+
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the host, in float32."""
         from gguf.quants import dequantize
@@ -126,7 +132,13 @@ class Gguf:
                 "model.init_args.pretrained: the file has no tensor token_embd.weight; of a model in several files all "
                 "must be joined into one"
             )
+        told.setdefault("num_key_value_heads", told.get("num_attention_heads"))
         vocab, _ = reversed([int(size) for size in self._tensors["model.embed_tokens.weight"].shape])
+        if (value := known.get(f"{self._kind}.vocab_size", vocab)) != vocab:
+            raise ValueError(
+                f"model.init_args.pretrained: {self._kind}.vocab_size: {value} is not allowed; token_embd.weight has "
+                f"{vocab} rows"
+            )
         return {**told, "vocab_size": vocab, "tie_word_embeddings": "lm_head.weight" not in self._tensors}
 
 

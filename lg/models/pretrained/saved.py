@@ -15,7 +15,7 @@ from lg.models import checkpoint
 from lg.models.block import seen_in_use
 from lg.models.config import DecoderConfig
 from lg.models.presets import changed, preset
-from lg.models.pretrained.weights import names
+from lg.models.pretrained.weights import Form, names
 
 _KEY = "model.init_args.pretrained"
 
@@ -38,6 +38,11 @@ class Saved:
     def names(self) -> frozenset[str]:
         """What there is."""
         return frozenset(self._state)
+
+    def form(self, name: str) -> Form:
+        """That of one tensor."""
+        tensor = self._state[name]
+        return Form(tuple(tensor.shape), str(tensor.dtype).removeprefix("torch."))
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the host."""

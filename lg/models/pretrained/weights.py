@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -14,6 +14,16 @@ from lg.models.config import DecoderConfig
 
 INDEX = "model.safetensors.index.json"
 
+# As safetensors call them, and torch.
+_TYPES = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
+
+
+class Form(NamedTuple):
+    """A tensor's shape, and its type as torch calls it."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
 
 class Weights(Protocol):
     """Tensors of a pretrained model, by transformers' names."""
@@ -21,6 +31,9 @@ class Weights(Protocol):
     @property
     def names(self) -> frozenset[str]:
         """What there is."""
+
+    def form(self, name: str) -> Form:
+        """That of one tensor, without reading it."""
 
     def tensor(self, name: str) -> Tensor:
         """One tensor, on the host."""
@@ -51,12 +64,17 @@ class Folder:
         with safe_open(self._file_of[name], framework="pt") as file:
             return file.get_tensor(name)  # type: ignore[no-any-return]
 
-    def shape(self, name: str) -> tuple[int, ...]:
+    def form(self, name: str) -> Form:
         """That of one tensor, without reading it."""
         from safetensors import safe_open
 
         with safe_open(self._file_of[name], framework="pt") as file:
-            return tuple(file.get_slice(name).get_shape())
+            part = file.get_slice(name)
+            return Form(tuple(part.get_shape()), _TYPES.get(part.get_dtype(), part.get_dtype()))
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """That of one tensor, without reading it."""
+        return self.form(name).shape
 
     def file_of(self, name: str) -> Path:
         """Where a tensor lies."""
@@ -84,16 +102,20 @@ def load(part: nn.Module, prefix: str, config: DecoderConfig, weights: Weights) 
         weights: where from.
 
     Raises:
-        ValueError: if a tensor has another shape than the part.
+        ValueError: if the decoder is changed from what `check` has seen: a tensor is not there, or of another shape.
     """
     called = names(config)
-    for name, own in part.named_parameters():
-        theirs = called[f"{prefix}.{name}" if prefix else name]
+    wanted = {called[f"{prefix}.{name}" if prefix else name]: own for name, own in part.named_parameters()}
+    if missing := sorted(wanted.keys() - weights.names):
+        raise ValueError(
+            f"model.init_args.decoder: it asks for what the pretrained model does not have: {', '.join(missing)}"
+        )
+    for theirs, own in wanted.items():
         tensor = weights.tensor(theirs)
         if tensor.shape != own.shape:
             raise ValueError(
-                f"model.init_args.pretrained: {theirs} is {list(tensor.shape)}, where config.json tells of "
-                f"{list(own.shape)}"
+                f"model.init_args.decoder: it asks for {list(own.shape)}, where {theirs} of the pretrained model is "
+                f"{list(tensor.shape)}"
             )
         with torch.no_grad():
             own.copy_(tensor)
@@ -103,7 +125,8 @@ def check(config: DecoderConfig, weights: Weights) -> None:
     """Holds what there is to what a decoder needs, before anything is read.
 
     Raises:
-        ValueError: naming all tensors that are missing and all that nothing would be done with.
+        ValueError: naming all tensors that are missing, all that nothing would be done with, and all of another shape
+            or of no floating-point type; or a head that would be tied, and is not the embedding.
     """
     needed = set(names(config).values())
     # Old files hold what can be computed; a tied head may be there twice.
@@ -117,6 +140,39 @@ def check(config: DecoderConfig, weights: Weights) -> None:
             + (f"; missing: {', '.join(missing)}" if missing else "")
             + (f"; not expected: {', '.join(more)}" if more else "")
         )
+    wrong = []
+    for name, shape in _shapes(config).items():
+        form = weights.form(name)
+        if form.shape != shape:
+            wrong.append(f"{name} is {list(form.shape)}, where config.json tells of {list(shape)}")
+        elif form.dtype not in _TYPES.values():
+            wrong.append(f"{name} is of type {form.dtype}; allowed are {', '.join(_TYPES.values())}")
+    if wrong:
+        raise ValueError(f"model.init_args.pretrained: {'; '.join(wrong)}")
+    if config.tied_embeddings and "lm_head.weight" in weights.names:
+        head, embedding = weights.tensor("lm_head.weight"), weights.tensor("model.embed_tokens.weight")
+        if head.shape != embedding.shape or not torch.equal(head, embedding):
+            raise ValueError(
+                "model.init_args.pretrained: lm_head.weight is not model.embed_tokens.weight, where config.json says "
+                "tie_word_embeddings: true; that must be false, or the tensor must go"
+            )
+
+
+def _shapes(config: DecoderConfig) -> dict[str, tuple[int, ...]]:
+    """The shape of each tensor, by transformers' names."""
+    queries, keys = config.num_heads * config.head_width, config.num_kv_heads * config.head_width
+    width, ffn, vocab = config.width, config.ffn_width, config.vocab_size
+    rows = {"q_proj": queries, "k_proj": keys, "v_proj": keys, "o_proj": width, "gate_proj": ffn, "up_proj": ffn}
+    rows |= {"down_proj": width, "embed_tokens": vocab, "lm_head": vocab}
+    columns = {"o_proj": queries, "down_proj": ffn}
+    found: dict[str, tuple[int, ...]] = {}
+    for name in names(config).values():
+        part, kind = name.split(".")[-2:]
+        if part not in rows:  # a norm, of heads or of the stream
+            found[name] = (config.head_width if part in ("q_norm", "k_norm") else width,)
+        else:
+            found[name] = (rows[part],) if kind == "bias" else (rows[part], columns.get(part, width))
+    return found
 
 
 def state(decoder: Mapping[str, Tensor], config: DecoderConfig) -> Iterator[tuple[str, Tensor]]:
@@ -144,7 +200,8 @@ def _files(path: Path) -> dict[str, Path]:
     from safetensors import SafetensorError, safe_open
 
     index = path / INDEX
-    if index.exists():
+    # As in transformers, one whole file counts before an index, which an earlier save may have left.
+    if index.exists() and not (path / "model.safetensors").exists():
         try:
             told: dict[str, str] = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
             files = {path / name for name in told.values()}
