@@ -53,11 +53,11 @@ def foretold(rows: Sequence[_Row], scores: _Scores, outcome: Callable[[_Row], fl
     A measure foretells of a set the sum of its layers' scores, those below 0 counted as 0, as `lg probe` counts shares.
     Sets of one size and of several are ranked together; all layers and none are left out.
     """
-    sets = {tuple(layers(row["schedule"])): [] for row in rows if "error" not in row and "heads" not in row["name"]}
+    sets: dict[tuple[int, ...], list[float]] = {}
     for row in rows:
-        if (one := tuple(layers(row["schedule"]))) in sets and "error" not in row:
-            sets[one].append(outcome(row))
-    sets = {one: told for one, told in sets.items() if 0 < len(one) < scores["num_layers"]}
+        one = tuple(layers(row["schedule"]))
+        if "error" not in row and not row["name"].startswith("heads") and 0 < len(one) < scores["num_layers"]:
+            sets.setdefault(one, []).append(outcome(row))
     true = torch.tensor([statistics.mean(told) for told in sets.values()])
     found = {}
     for name, measure in scores["measures"].items():
@@ -74,8 +74,8 @@ def alike(one: _Scores, other: _Scores, count: int = 4) -> dict[str, tuple[float
         pair = [one["measures"][name]["layers"], other["measures"][name]["layers"]]
         both = [(a, b) for a, b in zip(*pair, strict=True) if a is not None and b is not None]
         rank = float(spearman_corrcoef(*map(torch.tensor, zip(*both, strict=True))))
-        best = [told["measures"][name]["sets"][count - 1] or [] for told in (one, other)]
-        found[name] = (rank, len({*best[0]} & {*best[1]}))
+        best = [[*told["measures"][name]["sets"], *[None] * count][count - 1] for told in (one, other)]
+        found[name] = (rank, len({*(best[0] or ())} & {*(best[1] or ())}))
     return found
 
 
@@ -90,7 +90,9 @@ def gain(row: _Row) -> float:
 
 
 def ranged(values: Sequence[float], digits: int) -> str:
-    """Their mean, and how far they are apart where there are several."""
+    """Their mean, and how far they are apart where there are several; empty of none."""
+    if not values:
+        return ""
     mean = f"{statistics.mean(values):.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ({min(values):.{digits}f} to {max(values):.{digits}f})"
 
@@ -98,14 +100,14 @@ def ranged(values: Sequence[float], digits: int) -> str:
 def outcomes(rows: Sequence[_Row], table: Callable[[list[str], list[list[str]]], str]) -> str:
     """A line a case."""
     lengths = list(rows[0]["needle_exact"])
-    tasks = list(rows[0].get("ruler", ()))
+    tasks = sorted({task for row in rows for task in row.get("ruler", ())})
     lines = [
         [
             name,
             str(len(same)),
             *(ranged([row["needle_exact"][n] for row in same], 2) for n in lengths),
             ranged([gain(row) for row in same], 3),
-            *(ranged([row["ruler"][task] for row in same if "ruler" in row], 2) for task in tasks),
+            *(ranged([row["ruler"][task] for row in same if task in row.get("ruler", ())], 2) for task in tasks),
         ]
         for name, same in by_name(rows).items()
     ]

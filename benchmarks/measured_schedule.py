@@ -73,13 +73,20 @@ def cases(scores: Path, seeds: int) -> Iterator[Case]:
         yield Case("middle 12", "9*local, 12*full, 9*local", seed)
         yield Case("sparse only", f"{LAYERS}*local", seed)
         for size in SIZES if seed == 0 else SIZES[:2]:
-            yield by_measure(scores, best, size, seed)
+            if proposes(measures[best], size):
+                yield by_measure(scores, best, size, seed)
             drawn = random.Random(f"{seed} {size}").sample(range(LAYERS), size)
             yield Case(f"random, {size}", written(["full" if n in drawn else "local" for n in range(LAYERS)]), seed)
         if seed == 0:
             if "gates" in measures:
                 yield from (by_heads(measures["gates"]["heads"], size, seed) for size in SIZES[:2])
-            yield from (by_measure(scores, measure, SIZES[0], seed) for measure in others)
+            wanted = [name for name in others if proposes(measures[name], SIZES[0])]
+            yield from (by_measure(scores, measure, SIZES[0], seed) for measure in wanted)
+
+
+def proposes(measure: dict[str, Any], size: int) -> bool:
+    """Whether a measure has a set of so many layers."""
+    return len(measure["sets"]) >= size and measure["sets"][size - 1] is not None
 
 
 def by_measure(scores: Path, measure: str, size: int, seed: int) -> Case:
