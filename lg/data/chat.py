@@ -1,16 +1,18 @@
 """Conversations as documents, whose answers alone are targets."""
 
+import json
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 from lg.data.marked import Mark, Marked, Plain
 from lg.data.source import KEY, Document, Part, Source, fingerprint_of
-from lg.data.tables import KEYS, Table
+from lg.data.tables import KEYS, Jsonl, Table
 from lg.data.templates import ANSWERING, ChatML, Message, Template
 
 _ROLE = re.compile(r"\w+")
+_BESIDE = ("tools", "documents")  # what a template may write of a row that is no message
 
 
 @dataclass(frozen=True)
@@ -18,7 +20,8 @@ class Chat(Source):
     """Conversations, one a row of a table; what the assistant says, and the token that ends it, is what is learned.
 
     A row holds a list of messages, each with its ``role`` and its ``content``. One without an answer is no document, as
-    a row without text is none. Special tokens that are spelled out in a message are text.
+    a row without text is none. Special tokens that are spelled out in a message are text. Other keys of a message, and
+    the row's ``tools`` and ``documents``, are a ``Jinja`` template's to write; other templates refuse them.
 
     Args:
         rows: the table, its ``column`` that of the messages: ``Jsonl``, ``Parquet`` or ``HuggingFace``, not streamed.
@@ -65,27 +68,27 @@ class Chat(Source):
         """Of the table's and the template's."""
         with self._table().placed():
             rows = self.rows.fingerprint()
-        return fingerprint_of(iter([b"chat", rows.encode(), self._template.fingerprint().encode()]))
+        return fingerprint_of(iter([b"chat 2", rows.encode(), self._template.fingerprint().encode()]))
 
     @property
     def _template(self) -> Template:
         return ChatML() if self.template is None else self.template
 
     def _conversations(self, start: int) -> Iterator[tuple[int, Document]]:
-        for number, value, place in self._cells(start):
+        for number, value, beside, place in self._cells(start):
             messages = _messages(value, place)
-            if any(message.role == ANSWERING and message.content for message in messages):
-                yield number, Marked.of(str(number), self._rendered(messages, place))
+            if any(message.role == ANSWERING and (message.content or message.more) for message in messages):
+                yield number, Marked.of(str(number), self._rendered(messages, beside, place))
 
-    def _cells(self, start: int) -> Iterator[tuple[int, object, str]]:
+    def _cells(self, start: int) -> Iterator[tuple[int, object, dict[str, object], str]]:
         table = self._table()
         with table.placed():
-            for number, value, place in self.rows.cells(start, _check):
-                yield number, value, place.replace(KEY, table.key)
+            for number, value, beside, place in _rows(self.rows, start):
+                yield number, value, beside, place.replace(KEY, table.key)
 
-    def _rendered(self, messages: list[Message], place: str) -> list[Plain | Mark]:
+    def _rendered(self, messages: list[Message], beside: dict[str, object], place: str) -> list[Plain | Mark]:
         try:
-            return self._template.render(messages)
+            return self._template.render_row(messages, beside)
         except ValueError as error:
             if KEY in str(error):
                 raise
@@ -94,6 +97,41 @@ class Chat(Source):
     def _table(self) -> Part:
         # A table tells where it would be written if it were the source.
         return Part("", self.rows, None, f"{KEYS}.rows")
+
+
+@dataclass(frozen=True)
+class _Lines(Jsonl):
+    """Of each line the column, and what stands beside it."""
+
+    def _value(self, line: str, place: str) -> object:
+        value = super()._value(line, place)
+        row = json.loads(line) if any(f'"{name}"' in line for name in _BESIDE) else {}
+        return value, {name: row[name] for name in _BESIDE if row.get(name) is not None and name != self.column}
+
+
+def _rows(table: Table, start: int) -> Iterator[tuple[int, object, dict[str, object], str]]:
+    """As `Table.cells`, with what stands beside the column."""
+    if type(table) is Jsonl:
+        for number, both, place in _Lines(table.path, table.column).cells(start):
+            value, beside = both if isinstance(both, tuple) else (None, {})
+            yield number, value, beside, place
+        return
+    names: list[str] = []
+    columns: dict[str, Iterator[tuple[int, object, str]]] = {}
+
+    def check(column: str, features: Mapping[str, object], what: str) -> None:
+        _check(column, features, what)
+        found = [name for name in _BESIDE if name in features and name != column]
+        if found != names:  # files of one table may differ
+            names[:] = found
+            columns.clear()
+
+    for number, value, place in table.cells(start, check):
+        for name in names:
+            if name not in columns:
+                # Files before this one may lack it.
+                columns[name] = replace(table, column=name).cells(number, lambda *_: None)  # type: ignore[type-var]
+        yield number, value, {name: next(columns[name])[1] for name in names}, place
 
 
 def _check(column: str, features: Mapping[str, object], table: str) -> None:
@@ -106,18 +144,20 @@ def _messages(value: object, place: str) -> list[Message]:
     if value is None:
         return []
     if isinstance(value, dict):  # of lists, as `datasets` has kept lists of objects
-        columns = [value.get(name) for name in Message._fields]
-        if all(isinstance(column, list) for column in columns):
-            value = [dict(zip(Message._fields, each, strict=False)) for each in zip(*columns, strict=False)]
+        columns = {name: column for name, column in value.items() if column is not None}
+        lists = [column for column in columns.values() if isinstance(column, list)]
+        if {"role", "content"} <= set(columns) and len(lists) == len(columns) and len({*map(len, lists)}) == 1:
+            value = [dict(zip(columns, each, strict=True)) for each in zip(*lists, strict=True)]
     if not isinstance(value, list):
         raise ValueError(f"{place}: messages of type {type(value).__name__} are not allowed; a list of them is needed")
     return [_message(each, number, place) for number, each in enumerate(value)]
 
 
 def _message(value: object, number: int, place: str) -> Message:
-    role, content = (value.get("role"), value.get("content")) if isinstance(value, dict) else (None, None)
+    more = dict(value) if isinstance(value, dict) else {}
+    role, content = more.pop("role", None), more.pop("content", None)
     if not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(f"{place}: message {number} is not allowed; it must have a `role` and a `content`, both text")
     if not _ROLE.fullmatch(role):
         raise ValueError(f"{place}: the role {role!r} of message {number} is not allowed; it must be one word")
-    return Message(role, content)
+    return Message(role, content, {name: each for name, each in more.items() if each is not None})

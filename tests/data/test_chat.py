@@ -19,18 +19,22 @@ from lg.data import (
     Chat,
     ChatML,
     Document,
+    HuggingFace,
+    Jinja,
     Jsonl,
     Llama3,
     Mixture,
     Parquet,
     Source,
     Stdlib,
+    Template,
     TextData,
     Whole,
     cached,
 )  # fmt: skip
 from lg.data.corpus import Corpus
 from lg.data.marked import Mark, Marked, Plain
+from lg.data.tables import Table
 
 KEYS = r"^data\.init_args\.source\.init_args\."
 
@@ -82,6 +86,75 @@ def test_rows_are_conversations(tmp_path: Path) -> None:
 def test_what_is_no_conversation(row: object, said: str, tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=KEYS + said):
         list(Chat(jsonl(tmp_path, [conversation(0), row])).documents())
+
+
+NOTED = "{% for m in messages %}{{ m.content }}{{ m.note }}{% endfor %}{{ tools }}{{ documents }}"
+
+
+def noted(folder: Path) -> Jinja:
+    (folder / "chat_template.jinja").write_text(NOTED)
+    return Jinja(str(folder))
+
+
+@pytest.mark.parametrize("template", [None, Llama3()])
+def test_what_own_templates_cannot_say(template: Template | None, tmp_path: Path) -> None:
+    asked, answered = conversation(0)[:2]
+    name = "ChatML" if template is None else "Llama3"
+    nothing = [asked, {**answered, "tool_calls": [], "name": None, "note": ""}]
+    (first,) = Chat(jsonl(tmp_path, [nothing]), template).documents()
+    assert first == next(Chat(jsonl(tmp_path, [[asked, answered]]), template).documents())
+    with pytest.raises(
+        ValueError,
+        match=KEYS
+        + rf"rows\.init_args\.path: .*, line 2: `note` of message 1 is not allowed, for .* {name} has no words",
+    ):
+        list(Chat(jsonl(tmp_path, [nothing, [asked, {**answered, "note": "n"}]]), template).documents())
+
+
+@pytest.mark.parametrize("name", ["tools", "documents"])
+@pytest.mark.parametrize("kind", ["Jsonl", "Parquet", "HuggingFace"])
+def test_what_stands_beside_the_messages(kind: str, name: str, tmp_path: Path) -> None:
+    value = [{"name": "look"}]
+    said = conversation(1)[:2]
+    # Others' columns are nobody's; rows without an answer, and the first file, have nothing.
+    rows: list[dict[str, Any]] = [{"messages": said[:1], name: value, "id": 0}, {"messages": said, name: None, "id": 1}]
+    rows += [{"messages": said, name: value, "id": number} for number in range(2, 5)]
+    bare: list[dict[str, Any]] = [{"messages": said, "id": 0}]
+    table: Table
+    if kind == "Parquet":
+        files = [str(tmp_path / f"{number}.parquet") for number in range(3)]
+        for file, content in zip(files, (bare, rows, bare), strict=True):
+            pq.write_table(pa.Table.from_pylist(content), file)
+        table = Parquet(files, column="messages")
+    else:
+        file = tmp_path / "rows.jsonl"
+        file.write_text("".join(json.dumps(row) + "\n" for row in [*bare, *rows, {**bare[0], name: None}]))
+        if kind == "Jsonl":
+            table = Jsonl(str(file), column="messages")
+        else:
+            table = HuggingFace("json", data_files=str(file), column="messages")
+    found = dict(Chat(table, noted(tmp_path)).numbered())
+    without = b"q1AANoneNone"
+    with_it = without[:4] + (b"[{'name': 'look'}]None" if name == "tools" else b"None[{'name': 'look'}]")
+    want = {0: without, 2: without, 3: with_it, 4: with_it, 5: with_it, 6: without}
+    assert {number: document.text for number, document in found.items()} == want
+    assert dict(Chat(table, noted(tmp_path)).numbered(4)) == {n: document for n, document in found.items() if n >= 4}
+    with pytest.raises(
+        ValueError, match=KEYS + rf"rows\.init_args\.path: .*: `{name}` beside the messages is not allowed"
+    ):
+        list(Chat(table).documents())
+
+
+def test_keys_of_messages_are_handed_on(tmp_path: Path) -> None:
+    row = [{"role": "user", "content": "q", "note": {"a": [1]}}, {"role": "assistant", "content": "", "note": "n"}]
+    (document,) = Chat(jsonl(tmp_path, [row]), noted(tmp_path)).documents()
+    assert document.text == b"q{'a': [1]}nNoneNone"
+    lists = {"role": ["user", "assistant"], "content": ["q", "a"], "note": ["m", "n"], "name": None}
+    (document,) = Chat(jsonl(tmp_path, [lists]), noted(tmp_path)).documents()
+    assert document.text == b"qmanNoneNone"
+    pq.write_table(pa.table({"messages": [row[1:]], "when": [0]}), tmp_path / "chats.parquet")
+    (document,) = Chat(Parquet(str(tmp_path / "chats.parquet"), column="messages"), noted(tmp_path)).documents()
+    assert document.text == b"nNoneNone"
 
 
 def test_tables_that_do_not_serve(tmp_path: Path) -> None:
