@@ -62,11 +62,12 @@ class Setup:
         num_tokens: tokens that the device holds.
         num_shards: devices that hold the weights together; None where they lie whole, and are not gathered.
         num_batches: batches whose gradients make one step.
-        keys: tokens whose keys and values the device has at once in the layer that fetches most, own ones included; 0
-            where no sequence is shared.
+        keys: tokens whose keys and values the device has at once in the layer that fetches most, own ones included, of
+            the layers whose heads travel together; 0 where there are none.
         adapted: what an adapter adds and trains; None where all is trained.
         weights_in_host: whether the device's part of weights, gradients and moments waits in the host's memory.
-        exchange_groups: groups of KV heads that travel one after the other; at most as many as there are KV heads.
+        keys_by_heads: the same of the layers of which only so many KV heads travel at a time.
+        heads_at_once: how many.
     """
 
     config: DecoderConfig
@@ -78,7 +79,8 @@ class Setup:
     keys: int = 0
     adapted: Counted | None = None
     weights_in_host: bool = False
-    exchange_groups: int = 1
+    keys_by_heads: int = 0
+    heads_at_once: int = 0
 
     @property
     def num_weights(self) -> int:
@@ -153,8 +155,8 @@ def longest(setup: Setup, limit: int, step: int, host_limit: int | None = None) 
     """
 
     def fits(steps: int) -> bool:
-        keys = setup.keys * steps * step // setup.num_tokens
-        held = footprint(replace(setup, num_tokens=steps * step, keys=keys))
+        keys, by_heads = (n * steps * step // setup.num_tokens for n in (setup.keys, setup.keys_by_heads))
+        held = footprint(replace(setup, num_tokens=steps * step, keys=keys, keys_by_heads=by_heads))
         return held.peak <= limit and (host_limit is None or held.host <= host_limit)
 
     least, most = 0, 1
@@ -223,13 +225,13 @@ def _exchange(setup: Setup) -> int:
     """Keys and values as fetched, their gradients, and these as they travel; each as large.
 
     By groups of heads, also those of the next group as they travel, both ways; and attention's output a second time,
-    as the groups' own.
+    as the groups' own. Of the layer where that is most.
     """
-    c, groups, element = setup.config, setup.exchange_groups, setup.precision.element
-    whole = setup.keys * 2 * c.num_kv_heads * c.head_width * element
-    if groups == 1 or not setup.keys:
-        return 3 * whole
-    return 5 * whole // groups + setup.num_tokens * c.num_heads * c.head_width * element
+    c, head = setup.config, setup.config.head_width * setup.precision.element
+    whole = 3 * setup.keys * 2 * c.num_kv_heads * head
+    if not setup.keys_by_heads:
+        return whole
+    return max(whole, 5 * setup.keys_by_heads * 2 * setup.heads_at_once * head + setup.num_tokens * c.num_heads * head)
 
 
 def _stream_in_the_host(setup: Setup) -> int:

@@ -14,7 +14,8 @@ True
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Protocol
@@ -28,7 +29,7 @@ from lg.models.cost import scheduled
 from lg.models.devices import FILLED, Device
 from lg.models.footprint import PRECISIONS, Footprint, Precision, Setup, footprint, longest
 from lg.models.memory import Memory
-from lg.models.step_time import StepTime, Work, attention_seconds, step_time
+from lg.models.step_time import StepTime, Travel, Work, attention_seconds, step_time
 
 _TILE = 8192
 """Tokens; the MLP's products are no faster with more."""
@@ -46,7 +47,7 @@ class Training:
         num_batches: batches of a step.
         sharded: whether it is `lg.parallel.HybridStrategy` that trains.
         weights_in_host: whether weights, gradients and moments wait in the host's memory.
-        exchange_groups: groups of KV heads that travel one after the other, where a sequence is shared.
+        exchange_groups: groups of KV heads that may travel one after the other, where a sequence is shared.
     """
 
     num_devices: int
@@ -81,12 +82,12 @@ class Share(Protocol):
         """The attention of the busiest device over the mean."""
 
     @property
-    def received_at_once(self) -> int:
-        """Tokens whose keys it receives in the layer that fetches most."""
+    def received(self) -> Mapping[Pattern, int]:
+        """Tokens whose keys it receives in a layer of each pattern."""
 
     @property
-    def received(self) -> int:
-        """The same of all layers together."""
+    def by_heads(self) -> Collection[Pattern]:
+        """The patterns whose KV heads may travel one group after the other."""
 
 
 @dataclass(frozen=True)
@@ -163,7 +164,6 @@ class Planned:
     def choice(self, memory: Memory) -> Choice:
         """What comes of one way."""
         run = self.run
-        keys = 0 if self.share is None else self.num_tokens + self.share.received_at_once
         adapted = None if self.adapter is None else self.adapter.counted(self.config)
         setup = Setup(
             self.config,
@@ -172,15 +172,33 @@ class Planned:
             self.num_tokens,
             run.num_shards,
             run.num_batches,
-            keys,
+            self._keys(by_heads=False),
             adapted,
             run.weights_in_host,
-            min(run.exchange_groups, self.config.num_kv_heads),
+            self._keys(by_heads=True),
+            self._heads_at_once,
         )
         held = footprint(setup)
         fits = held.peak <= self.limit and (self.host_limit is None or held.host <= self.host_limit)
         most = longest(setup, self.limit, GRID, self.host_limit) * run.context
         return Choice(memory, held, step_time(setup, self._work, self.device), most, fits)
+
+    @property
+    def _heads_at_once(self) -> int:
+        """KV heads of a group, where they travel by groups."""
+        heads = self.config.num_kv_heads
+        return -(-heads // min(self.run.exchange_groups, heads))
+
+    def _goes_by_heads(self, pattern: Pattern) -> bool:
+        """Whether there are groups in its layers: as `lg.parallel.exchange` has it."""
+        is_one = self._heads_at_once == self.config.num_kv_heads
+        return self.share is not None and pattern in self.share.by_heads and not is_one
+
+    def _keys(self, by_heads: bool) -> int:
+        """As `Setup` has them, of layers that fetch in the one way or the other. What fetches nothing has no copy."""
+        received = {} if self.share is None else self.share.received
+        most = max((n for each, n in received.items() if self._goes_by_heads(each) == by_heads), default=0)
+        return self.num_tokens + most if most else 0
 
     @cached_property
     def _work(self) -> Work:
@@ -194,8 +212,18 @@ class Planned:
             for pattern in dict.fromkeys(self.layers)
         }
         part = self.rows * self.imbalance / self.run.context
-        received = 0 if self.share is None else self.share.received
-        exchanged = received * 2 * config.num_kv_heads * config.head_width * element
+        received = {} if self.share is None else self.share.received
+        token = 2 * config.num_kv_heads * config.head_width * element
+        first = self._heads_at_once / config.num_kv_heads
+        layers = Counter(self.layers)
+        exchanged = [
+            Travel(
+                layers[pattern] * count * token,
+                first if self._goes_by_heads(pattern) else 1.0,
+                layers[pattern] * part * seconds[pattern],
+            )
+            for pattern, count in received.items()
+        ]
         return Work(part * sum(seconds[pattern] for pattern in self.layers), exchanged, self.compile)
 
 

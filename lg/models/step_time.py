@@ -7,9 +7,10 @@ rest (`lg.models.devices`). So times tell choices apart, rather than what a cloc
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import NamedTuple
 
 from lg.attention.bench.case import PATTERNS
 from lg.attention.cost import AttentionCost
@@ -28,18 +29,32 @@ from lg.models.wrap import recomputed_weights
 _EAGER, _COMPILED = (46, 40, 10), (16, 6, 6)
 
 
+class Travel(NamedTuple):
+    """Keys and values that some layers fetch of other devices, for one batch.
+
+    Attributes:
+        size: bytes, fetched once.
+        first: the part of them that travels before attention begins: 1 where all heads travel together.
+        attention: seconds of these layers' attention, forward and backward, during which the rest travels.
+    """
+
+    size: int
+    first: float
+    attention: float
+
+
 @dataclass(frozen=True)
 class Work:
     """What one device has to do in a step besides what `Setup` tells.
 
     Attributes:
         attention: seconds of attention, forward and backward, for one batch.
-        exchanged: bytes of keys and values that all layers fetch of other devices, once, for one batch.
+        exchanged: what the layers fetch; each layer in one of them.
         compile: whether blocks are compiled.
     """
 
     attention: float
-    exchanged: int
+    exchanged: Sequence[Travel]
     compile: bool
 
 
@@ -87,10 +102,7 @@ def step_time(setup: Setup, work: Work, device: Device) -> StepTime:
         again += work.attention * 4 / 14
     if memory.recompute != "nothing":
         again += forward
-    # Forward, once more before the backward pass, and the gradients back.
-    exchange = 3 * work.exchanged / link
-    hidden_at_most = work.attention * (1 - 1 / setup.exchange_groups)
-    exchange = max(exchange / setup.exchange_groups, exchange - hidden_at_most)
+    exchange = sum(_exposed(travel, link) for travel in work.exchanged)
     hidden = linear + work.attention + again + 3 * forward
     # Gathered twice; gradients are sent in float32, once a step.
     sent = (setup.num_weights * 2 * e + setup.num_trained * 4 / setup.num_batches) / link
@@ -118,6 +130,13 @@ def step_time(setup: Setup, work: Work, device: Device) -> StepTime:
         waiting=batches * waiting,
         optimizer=optimizer,
     )
+
+
+def _exposed(travel: Travel, link: float) -> float:
+    """Seconds that are waited for: of the first group of heads all, of the others what exceeds attention's time."""
+    # Forward, once more before the backward pass, and the gradients back.
+    seconds = 3 * travel.size / link
+    return max(travel.first * seconds, seconds - (1 - travel.first) * travel.attention)
 
 
 def attention_seconds(cost: AttentionCost, device: Device, element: int) -> float:

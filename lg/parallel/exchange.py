@@ -64,7 +64,7 @@ class ContextAttend:
         plan = plan_of(tiles)
         if not plan.tokens.any():
             return attend(q, k, v, plan.part, impl)
-        num_groups = min(self.num_groups, k.shape[1]) if plan.is_much and plan.part.heads == 1 else 1
+        num_groups = min(self.num_groups, k.shape[1]) if plan.by_heads else 1
         return self._by_groups(q, k, v, plan, impl, -(-k.shape[1] // num_groups))
 
     def _by_groups(self, q: Tensor, k: Tensor, v: Tensor, plan: Plan, impl: str, heads: int) -> Tensor:

@@ -34,13 +34,20 @@ class Meshes(NamedTuple):
         return sum(cast(Any, group)._get_sequence_number_for_group() for group in groups.values())
 
 
-def check_sizes(num_devices: int, num_nodes: int, context_parallel_size: int, data_replicate_size: int) -> None:
-    """Refuses sizes that the processes of a run do not divide into.
+def check_sizes(
+    num_devices: int, num_nodes: int, context_parallel_size: int, data_replicate_size: int, exchange_groups: int = 1
+) -> None:
+    """Refuses sizes that the processes of a run do not divide into, and those below 1.
 
     Raises:
         ValueError: with the arithmetic.
     """
-    for name, size in (("context_parallel_size", context_parallel_size), ("data_replicate_size", data_replicate_size)):
+    sizes = {
+        "context_parallel_size": context_parallel_size,
+        "data_replicate_size": data_replicate_size,
+        "exchange_groups": exchange_groups,
+    }
+    for name, size in sizes.items():
         if size < 1:
             raise ValueError(f"{_KEY}.{name}: {size} is not allowed; it must be at least 1")
     world, group = num_devices * num_nodes, context_parallel_size * data_replicate_size

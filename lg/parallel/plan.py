@@ -101,6 +101,11 @@ class Plan:
         held = torch.zeros(self.held.split.num_ranks, dtype=torch.int64).index_add_(0, self._owner, self._size)
         return bool((2 * self.tokens.sum(1) >= held).any())
 
+    @property
+    def by_heads(self) -> bool:
+        """Whether KV heads may travel one group after the other: much travels, and all heads see alike."""
+        return self._whole.heads == 1 and self.is_much
+
     def places(self, device: torch.device) -> Places:
         """How the tokens that are sent and received are laid."""
         if device not in self._places:

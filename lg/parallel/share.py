@@ -3,16 +3,16 @@
 >>> from lg.attention import Causal, Documents, SinkWindow
 >>> layers = [SinkWindow(window=1024)] * 2 + [Causal()]
 >>> told = share(Documents(131072), layers, num_kv_heads=8, num_ranks=4)
->>> told.num_tokens, told.received_at_once, told.imbalance < 1.05
+>>> told.num_tokens, told.received[Causal()], told.imbalance < 1.05
 (32768, 98304, True)
+>>> told.by_heads
+frozenset({Causal()})
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
-
-import torch
 
 from lg.attention import Documents, Pattern
 from lg.attention.part import Held
@@ -26,14 +26,14 @@ class Share(NamedTuple):
     Attributes:
         num_tokens: tokens that each device holds, padding included.
         imbalance: the attention of the busiest device over the mean.
-        received_at_once: tokens whose keys a device receives in the layer that fetches most.
-        received: the same of all layers together.
+        received: tokens whose keys a device receives in a layer of each pattern.
+        by_heads: the patterns whose KV heads may travel one group after the other.
     """
 
     num_tokens: int
     imbalance: float
-    received_at_once: int
-    received: int
+    received: Mapping[Pattern, int]
+    by_heads: frozenset[Pattern]
 
 
 def share(documents: Documents, layers: Sequence[Pattern], num_kv_heads: int, num_ranks: int) -> Share:
@@ -49,10 +49,12 @@ def share(documents: Documents, layers: Sequence[Pattern], num_kv_heads: int, nu
     starts = [*documents.starts, *([documents.length] if length > documents.length else [])]
     padded = Documents(length, starts)
     dealt = split(padded, layers, num_kv_heads, num_ranks)
-    total, most = torch.zeros(num_ranks, dtype=torch.int64), 0
-    for pattern in dict.fromkeys(layers):
-        received = Plan(whole_tiles(pattern, padded, num_kv_heads), Held(dealt, 0)).tokens.sum(1)
-        total += layers.count(pattern) * received
-        most = max(most, int(received.max()))
-    uneven = imbalance(dealt, padded, layers, num_kv_heads)
-    return Share(length // num_ranks, uneven, most, int(total.max()))
+    held = Held(dealt, 0)
+    # In the order of layers, so that sums of times are the same on all ranks.
+    plans = {pattern: Plan(whole_tiles(pattern, padded, num_kv_heads), held) for pattern in dict.fromkeys(layers)}
+    return Share(
+        length // num_ranks,
+        imbalance(dealt, padded, layers, num_kv_heads),
+        {pattern: int(plan.tokens.sum(1).max()) for pattern, plan in plans.items()},
+        frozenset(pattern for pattern, plan in plans.items() if plan.by_heads),
+    )

@@ -64,7 +64,8 @@ class HybridStrategy(ModelParallelStrategy):
             it.
 
     Raises:
-        ValueError: if the run's processes do not divide into these sizes, or there are no groups.
+        ValueError: by the `Trainer` that takes it, if the run's processes do not divide into these sizes, or there are
+            no groups.
     """
 
     def __init__(
@@ -75,10 +76,6 @@ class HybridStrategy(ModelParallelStrategy):
         offload_weights: bool = False,
         exchange_groups: int = 1,
     ) -> None:
-        if exchange_groups < 1:
-            raise ValueError(
-                f"trainer.strategy.init_args.exchange_groups: {exchange_groups} is not allowed; it must be at least 1"
-            )
         super().__init__(timeout=timedelta(seconds=timeout_s))
         self.context_parallel_size = context_parallel_size
         self.data_replicate_size = data_replicate_size
@@ -124,8 +121,14 @@ class HybridStrategy(ModelParallelStrategy):
     # Setting up
 
     def _configure_launcher(self) -> None:
-        # Before any process is started.
-        check_sizes(self.num_processes, self.num_nodes, self.context_parallel_size, self.data_replicate_size)
+        # Before any process is started. Not in the constructor, where jsonargparse would lose what is said.
+        check_sizes(
+            self.num_processes,
+            self.num_nodes,
+            self.context_parallel_size,
+            self.data_replicate_size,
+            self.exchange_groups,
+        )
         super()._configure_launcher()
         if self._launcher is not None:
             assert self.cluster_environment is not None

@@ -86,10 +86,28 @@ def test_full_attention_and_sparse_are_told_apart(device: dict[str, Any]) -> Non
         assert "sdpa" not in order(pattern) and "flex" in order(pattern)
 
 
-def test_packed_documents_count_before_the_pattern(device: dict[str, Any]) -> None:
+def test_a_kernel_for_each_document_is_not_chosen_by_times_of_one(device: dict[str, Any]) -> None:
     assert order(Chunked(100))[0] == "sdpa"
-    assert order(Chunked(100), starts=(0, 7))[0] == "triton"
+    assert order(Chunked(100), starts=(0, 7)) == ["triton", "flex"]
     assert "sdpa" not in order(Causal(), starts=(0, 7)), "it has not been timed on packings that change"
+    # All others by the same pattern, though it was not measured packed.
+    assert order(Window(4096), starts=(0, 7)) == order(Window(4096)) == ["flash", "flex_flash", "triton", "flex"]
+    # Where it was measured on packed documents, that counts.
+    keep([row(impl, both, Chunked(9), documents=3) for impl, both in (("flex", 2.0), ("sdpa", 1.0))])
+    assert order(Chunked(100), starts=(0, 7)) == ["sdpa", "flex"]
+    assert order(Chunked(100))[0] == "sdpa"
+
+
+def test_what_is_left_out_is_not_compared_with(device: dict[str, Any]) -> None:
+    device.update(name="some", capability=[1, 0])
+    times = {"sdpa": 1.0, "flex": 6.0, "triton": 3.0}
+    keep([row(impl, both, Chunked(9), length=2048) for impl, both in times.items()])
+    q, k = torch.empty(1, 32, 1, 128, dtype=torch.bfloat16), torch.empty(1, 8, 1, 128, dtype=torch.bfloat16)
+    best, worst = ranked(q, k, Chunked(9).tiles(Documents(2048, (0, 7)), 8))
+    assert best == (
+        "triton", "it was measured 2.00x as fast as flex, on near, 2K tokens, head width 128, some, 2026-01-02"
+    )  # fmt: skip
+    assert worst.reason.startswith("it was measured 0.50x as fast as triton, on near")
 
 
 def test_the_reason_has_the_figures(device: dict[str, Any]) -> None:

@@ -150,10 +150,14 @@ def test_the_peak_is_the_sum_of_what_is_held_at_once() -> None:
     assert told.peak == told.parameters + told.optimizer + held + told.exchange + told.working
     # Three times keys and values of 8 heads of 128, in bfloat16.
     assert told.exchange == 3 * 131072 * 2 * 8 * 128 * 2
-    by_groups = footprint(replace(SETUP, keys=131072, exchange_groups=4)).exchange
-    # Of a quarter of the heads five times, and attention's output: 32 heads.
-    assert by_groups == 5 * 131072 * 2 * 2 * 128 * 2 + SETUP.num_tokens * 32 * 128 * 2
-    assert footprint(replace(SETUP, exchange_groups=4)).exchange == 0
+    by_groups = replace(SETUP, keys_by_heads=131072, heads_at_once=2)
+    # Of two heads five times, and attention's output: 32 heads.
+    of_groups = 5 * 131072 * 2 * 2 * 128 * 2 + SETUP.num_tokens * 32 * 128 * 2
+    assert footprint(by_groups).exchange == of_groups
+    # The larger of both counts.
+    assert footprint(replace(by_groups, keys=16384)).exchange == of_groups
+    assert footprint(replace(by_groups, keys=131072)).exchange == told.exchange > of_groups
+    assert footprint(SETUP).exchange == 0
 
 
 @pytest.mark.parametrize("precision", PRECISIONS.values(), ids=list(PRECISIONS))

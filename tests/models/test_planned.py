@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
 from dataclasses import replace
+from typing import NamedTuple
 
 import pytest
 
-from lg.attention import Causal, PrefixLM, Window
+from lg.attention import Causal, Pattern, PrefixLM, Window
 from lg.models.auto_memory import choose
 from lg.models.devices import DEVICES, of_kind
 from lg.models.memory import Memory
@@ -83,6 +85,46 @@ def test_names_that_torch_gives() -> None:
     assert of_kind("NVIDIA H100 80GB HBM3") is DEVICES["H100"]
     assert of_kind("NVIDIA A100-SXM4-40GB") is DEVICES["A100"]
     assert of_kind("NVIDIA GeForce RTX 4090") is None
+
+
+class Part(NamedTuple):
+    """What a device has of a sequence that four share; each fetches all that it does not hold."""
+
+    num_tokens: int = 32768
+    imbalance: float = 1.0
+    received: Mapping[Pattern, int] = {Causal(): 98304, Window(1024): 2048}
+    by_heads: frozenset[Pattern] = frozenset({Causal()})
+
+
+def shared(groups: int, part: Part) -> Choice:
+    run = Training(4, 4, 1, "bf16-true", 1, sharded=True, exchange_groups=groups)
+    planned = replace(PLANNED, config=preset("llama-3-8b"), layers=[Causal(), Window(1024)] * 16, run=run)
+    return replace(planned, row_length=131072, share=part).choice(Memory())
+
+
+# Two (keys and values) x head width x bytes of an element, for a KV head; eight of them; 32 query heads.
+HEAD, OUTPUT = 2 * 128 * 2, 32768 * 32 * 128 * 2
+
+
+@pytest.mark.parametrize(("groups", "heads"), [(2, 4), (3, 3), (4, 2), (5, 2), (7, 2), (8, 1), (16, 1)])
+def test_heads_travel_as_many_at_a_time_as_in_the_run(groups: int, heads: int) -> None:
+    whole, told = shared(1, Part()), shared(groups, Part())
+    assert whole.footprint.exchange == 3 * 131072 * 8 * HEAD
+    window = 3 * (32768 + 2048) * 8 * HEAD
+    assert told.footprint.exchange == max(5 * 131072 * heads * HEAD + OUTPUT, window)
+    # Of full layers the first group is waited for, as attention takes longer than the rest; of windows all.
+    of_full, of_windows = 98304 / (98304 + 2048), 2048 / (98304 + 2048)
+    assert told.time.exchange == pytest.approx(whole.time.exchange * (of_full * heads / 8 + of_windows))
+
+
+def test_layers_that_travel_whole_take_as_much_as_without_groups() -> None:
+    # Heads differ, or little travels.
+    for part in (Part(by_heads=frozenset()), Part(received={Causal(): 0, Window(1024): 2048}, by_heads=frozenset())):
+        assert shared(4, part) == shared(1, part)
+    assert shared(1, part).footprint.exchange == 3 * (32768 + 2048) * 8 * HEAD
+    # Nothing does.
+    none = shared(4, Part(received={Causal(): 0, Window(1024): 0}, by_heads=frozenset()))
+    assert none.footprint.exchange == none.time.exchange == 0
 
 
 def test_what_hangs_on_each_document_is_not_planned() -> None:

@@ -12,10 +12,10 @@ from lg.models.devices import DEVICES, device
 from lg.models.footprint import PRECISIONS, Setup
 from lg.models.memory import Memory
 from lg.models.presets import preset
-from lg.models.step_time import StepTime, Work, attention_seconds, step_time
+from lg.models.step_time import StepTime, Travel, Work, attention_seconds, step_time
 
 SETUP = Setup(preset("llama-3-8b"), Memory(), PRECISIONS["bf16-true"], 16384, num_shards=4)
-WORK = Work(attention=0.3, exchanged=0, compile=False)
+WORK = Work(attention=0.3, exchanged=(), compile=False)
 H100 = DEVICES["H100"]
 
 
@@ -58,15 +58,20 @@ def test_what_does_not_hide_is_waited_for() -> None:
     assert step_time(replace(SETUP, num_tokens=128), replace(WORK, attention=0.0), H100).waiting > 0
     # The more tokens, the more there is to send, but also to compute.
     assert waiting(65536, Memory("blocks", offload=True)) == 0
-    assert step_time(SETUP, replace(WORK, exchanged=10**9), H100).exchange == pytest.approx(3e9 / (0.7 * 450e9))
+    # Before all heads have come nothing computes, however long attention takes.
+    exchanged = replace(WORK, exchanged=[Travel(10**9, 1.0, 0.3)])
+    assert step_time(SETUP, exchanged, H100).exchange == pytest.approx(3e9 / (0.7 * 450e9))
 
 
 @pytest.mark.parametrize(("attention", "left"), [(0.3, 0.25), (0.004, 1 - 0.003 / 0.01), (0.0, 1.0)])
 def test_by_groups_all_but_the_first_travel_while_others_compute(attention: float, left: float) -> None:
-    whole = 0.01 * 0.7 * 450e9 / 3
-    work = replace(WORK, exchanged=whole, attention=attention)
-    told = step_time(replace(SETUP, exchange_groups=4), work, H100).exchange
-    assert told == pytest.approx(0.01 * left)
+    whole = int(0.01 * 0.7 * 450e9 / 3)
+    by_groups, together = Travel(whole, 1 / 4, attention), Travel(whole, 1.0, attention)
+    # Not behind other layers' attention.
+    work = replace(WORK, exchanged=[by_groups], attention=attention + 1)
+    assert step_time(SETUP, work, H100).exchange == pytest.approx(0.01 * left)
+    both = replace(work, exchanged=[by_groups, together])
+    assert step_time(SETUP, both, H100).exchange == pytest.approx(0.01 * (left + 1))
 
 
 def test_the_total_is_the_sum() -> None:

@@ -213,7 +213,10 @@ def _text(pattern: Pattern, text: str) -> str:
 
 def _folder(name: str, facts: Facts) -> Path:
     # Asked in each layer of each step, and by then the folder is known, unless the environment has changed.
-    return _folder_in(tuple(map(os.environ.get, _PLACES)), name, facts.width, facts.dtype, facts.device)
+    places = tuple(map(os.environ.get, _PLACES))
+    # A relative folder is another one in each working directory.
+    within = os.getcwd() if places[0] and not os.path.isabs(places[0]) else None
+    return _folder_in((*places, within), name, facts.width, facts.dtype, facts.device)
 
 
 @cache

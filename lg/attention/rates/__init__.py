@@ -23,6 +23,9 @@ from lg.attention.tiles import Tiles
 # Kernels for the one take as long for the other.
 _SAME = {"float16": "bfloat16"}
 
+# It calls a kernel for each document, so what one takes tells nothing of many.
+_BY_DOCUMENT = "sdpa"
+
 
 class Choice(NamedTuple):
     """An implementation, by the name that `attend` knows it by, and why it would be taken: what was measured."""
@@ -47,9 +50,9 @@ def ranked(q: Tensor, k: Tensor, tiles: Tiles) -> Sequence[Choice]:
     """The implementations that were measured on a problem like this, the fastest first; empty where none was.
 
     Problems are alike on the same kind of device and in a type of as many bits. Of those measured the nearest counts:
-    packed or not, then of a pattern with the same text but for its numbers (else of any that is not full causal,
-    as this one must then be), then of the nearest head width, length, and query heads on a KV head. Where that leaves
-    several, their mean counts.
+    of a pattern with the same text but for its numbers (else of any that is not full causal, as this one must then be),
+    then packed or not, then of the nearest head width, length, and query heads on a KV head. Where that leaves several,
+    their mean counts. For packed documents ``sdpa`` is left out where it was measured on one document.
 
     Args:
         q: queries [B, H, Lq, D]; only shape, type and device matter.
@@ -87,8 +90,9 @@ def _ranked(problem: _Problem) -> Sequence[Choice]:
     # In times of the fastest, as logarithms: the mean is over the rows that have an implementation.
     shares: dict[str, list[float]] = {}
     for rate in near:
-        for name, taken in rate.ms.items():
-            shares.setdefault(name, []).append(math.log(taken / min(rate.ms.values())))
+        times = {name: ms for name, ms in rate.ms.items() if _counts(name, rate, problem)}
+        for name, taken in times.items():
+            shares.setdefault(name, []).append(math.log(taken / min(times.values())))
     mean = {name: math.exp(sum(logs) / len(logs)) for name, logs in shares.items()}
     order = sorted(mean, key=lambda name: mean[name])
     return tuple(
@@ -103,9 +107,8 @@ def _nearest(problem: _Problem) -> list[Rate]:
 
     def distance(rate: Rate) -> tuple[float, ...]:
         return (
-            # First, since packed documents cost each implementation something of its own.
-            rate.packed != problem.packed,
             kind(rate.sees) != problem.sees,
+            rate.packed != problem.packed,
             _apart(rate.width, problem.width),
             _apart(rate.length, problem.length),
             _apart(rate.heads / rate.kv_heads, problem.groups),
@@ -119,6 +122,10 @@ def _nearest(problem: _Problem) -> list[Rate]:
     ]
     least = min(map(distance, alike), default=())
     return [rate for rate in alike if distance(rate) == least]
+
+
+def _counts(name: str, rate: Rate, problem: _Problem) -> bool:
+    return name != _BY_DOCUMENT or rate.packed or not problem.packed
 
 
 def _compared(mean: dict[str, float], name: str, other: str) -> str:

@@ -138,6 +138,22 @@ def test_a_machine_or_version_of_its_own(monkeypatch: pytest.MonkeyPatch, cache:
         assert refused("mine", *asked(Window(9))) is None
 
 
+def test_a_relative_cache_is_that_of_the_working_directory(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("LG_CACHE", "cache")
+    folders = [tmp_path / "one", tmp_path / "other"]
+    for folder in folders:
+        folder.mkdir()
+    monkeypatch.chdir(folders[0])
+    memory.remember("mine", case(Window(9)), WRONG)
+    monkeypatch.chdir(folders[1])
+    assert recall("mine", case(Window(9))) is None
+    memory.remember("mine", case(Window(9)), PASSED)
+    for folder in folders:
+        assert len(files(folder)) == 1
+    monkeypatch.chdir(folders[0])
+    assert recall("mine", case(Window(9))) == WRONG
+
+
 @pytest.mark.parametrize("damage", ["", "{", "[]", '{"failure": null}', "\udcff"])
 def test_a_damaged_file_is_as_none(damage: str, cache: Path) -> None:
     memory.remember("mine", case(Window(9)), WRONG)
