@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import importlib
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -57,7 +58,9 @@ _MODULES = {
     )
 } | {"import": "lg.cli.import_"}
 
-_SHOWN = 400  # characters of the beginning and of the end of a message
+# Characters of the beginning and of the end: of a word, such as a value that fills pages, and of a message. A list of
+# names, as of every tensor of a large model, is whole.
+_SHOWN_OF_WORD, _SHOWN = 200, 50_000
 
 HELP = f"""usage: lg COMMAND [--config FILE ...] [--key=value ...]
 
@@ -166,8 +169,11 @@ def _run(args: list[str]) -> int:
 
 def _shown(error: Exception) -> str:
     """What an error says, without the middle of a value that fills pages."""
-    said = str(error)
-    return said if len(said) <= 2 * _SHOWN else f"{said[:_SHOWN]} ... {said[-_SHOWN:]}"
+    return _cut(re.sub(r"\S+", lambda word: _cut(word[0], _SHOWN_OF_WORD), str(error)), _SHOWN)
+
+
+def _cut(said: str, shown: int) -> str:
+    return said if len(said) <= 2 * shown else f"{said[:shown]} ... {said[-shown:]}"
 
 
 def _is_told(error: Exception) -> bool:

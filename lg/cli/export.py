@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from lg.cli.kept_as import check
 from lg.cli.lengths import tokens_in
+from lg.cli.pretrained_part import open_as
 from lg.cli.progress import ProgressLine, progress
+from lg.cli.written import first_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping
+
+    import torch
     from torch import Tensor
 
     from lg.cli.tokenizer_files import Found
+    from lg.models.config import DecoderConfig
+    from lg.models.hybrid import HybridLM
+    from lg.models.pretrained import Pretrained
 
 HELP = """usage: lg export CHECKPOINT FOLDER --positions=N [--OPTION=VALUE ...]
 
@@ -30,7 +39,7 @@ options:
                     run: of the model that it began with, or of its data
   --linear FACTOR   positions are divided by it (rope_scaling Linear), as what E2LLM trained needs for a longer context
   --adapter         only what LoRA has trained, in the format of peft; without it, it is merged into the weights
-  --base NAME       with --adapter, the folder or name of the model that it is for
+  --base NAME       with --adapter, the folder or name of the model that it is for; a folder's weights are compared
 """
 
 
@@ -48,8 +57,7 @@ def run(args: list[str]) -> None:
         print(HELP, end="")
         return
     from lg.cli.bench import Parser
-    from lg.cli.tokenizer_files import named, of_run
-    from lg.models.pretrained.remote import FILE
+    from lg.cli.tokenizer_files import named
 
     parser = Parser(prog="lg export", allow_abbrev=False, add_help=False)
     parser.add_argument("checkpoint")
@@ -70,21 +78,16 @@ def run(args: list[str]) -> None:
         raise ValueError(f"CHECKPOINT: {str(checkpoint)!r} does not exist")
     if folder.exists():
         raise ValueError(f"FOLDER: {str(folder)!r} exists; a folder that does not is needed")
-    if not options.adapter:
-        tokenizer = tokenizer or of_run(checkpoint)
     with progress("lg export") as line:
         if options.adapter:
-            num_bytes = _adapter_written(checkpoint, folder, options.dtype, options.base, line)
+            told = _adapter_written(checkpoint, folder, options.dtype, options.base, line)
         else:
             positions = tokens_in(options.positions, "--positions")
             factor = None if options.linear is None else _factor(options.linear)
-            num_bytes = _written(checkpoint, folder, positions, options.dtype, tokenizer, factor, line)
-    print(f"{folder}  {num_bytes / 1e6:,.1f} MB")
-    if options.adapter:
-        return
-    if (folder / FILE).exists():
-        print(f"to be loaded with trust_remote_code=True: {FILE} says what its layers see")
-    print("without a tokenizer: --tokenizer names one" if tokenizer is None else f"tokenizer of {tokenizer.whence}")
+            told = _written(checkpoint, folder, positions, options.dtype, tokenizer, factor, line)
+    print(f"{folder}  {sum(file.stat().st_size for file in folder.iterdir()) / 1e6:,.1f} MB")
+    for one in told:
+        print(one)
 
 
 def _factor(text: str) -> float:
@@ -102,6 +105,34 @@ def _factor(text: str) -> float:
     return factor
 
 
+def _opened(checkpoint: Path) -> tuple[HybridLM, dict[str, torch.dtype]]:
+    """The model of a checkpoint, and the types that its tensors have there, by the module's names.
+
+    Raises:
+        ValueError: if the file is none, or a part of one.
+    """
+    import torch
+
+    from lg.models.hybrid import HybridLM
+
+    said, content = f"CHECKPOINT: {str(checkpoint)!r}", {}
+    if checkpoint.is_dir() and not (checkpoint / ".metadata").exists():
+        raise ValueError(f"{said} is a folder; a checkpoint of lg's, a file, is needed")
+    if checkpoint.is_file():
+        try:
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        except Exception as error:  # whatever damage makes of pickled and packed bytes
+            why = first_line(error) if zipfile.is_zipfile(checkpoint) else "it is no checkpoint, or a part of one"
+            raise ValueError(f"{said} cannot be read: {why}; a checkpoint of lg's is needed") from error
+        if not isinstance(content, dict):
+            raise ValueError(f"{said} holds a {type(content).__name__}; a checkpoint of lg's is needed")
+    try:
+        module = HybridLM.from_checkpoint(str(checkpoint))
+    except ValueError as error:
+        raise ValueError(f"CHECKPOINT: {error}") from error
+    return module, {name: tensor.dtype for name, tensor in content["state_dict"].items()}
+
+
 def _written(
     checkpoint: Path,
     folder: Path,
@@ -110,25 +141,58 @@ def _written(
     tokenizer: Found | None,
     factor: float | None,
     line: ProgressLine,
-) -> int:
-    from lg.models.hybrid import HybridLM
+) -> list[str]:
+    """Writes the folder; what is to be said of it."""
+    from lg.cli.tokenizer_files import marks_of_run
     from lg.models.presets import changed
     from lg.models.pretrained.out import save
+    from lg.models.pretrained.remote import FILE
     from lg.models.rope_scaling import Linear
 
     line.show(f"reading {checkpoint.name}")
-    module = HybridLM.from_checkpoint(str(checkpoint))
-    sees = module.sees
-    weights = _in_type(module.plain_weights, dtype)
-    line.show(f"writing {folder.name}: it is found under its name when it is whole")
-    files, marks = ({}, {}) if tokenizer is None else (tokenizer.files, tokenizer.marks)
-    config = module.decoder_config
+    module, _ = _opened(checkpoint)
+    sees, config = module.sees, module.decoder_config
     if factor is not None and config.rope_scaling is not None:
         raise ValueError(f"--linear: {factor:g} is not allowed; the model was trained with {config.rope_scaling}")
     if factor is not None:
         config = changed(config, {"rope_scaling": Linear(factor)})
+    tokenizer, told = _tokenizer(checkpoint, tokenizer, config.vocab_size)
+    files, marks = ({}, {}) if tokenizer is None else (tokenizer.files, tokenizer.marks)
+    begun = marks_of_run(checkpoint)
+    # What the tokenizer does not say is as the model had it, unless that was of another tokenizer.
+    if all(begun.get(key, mark) == mark for key, mark in marks.items()):
+        marks = {**begun, **marks}
+    weights = _in_type(module.plain_weights, dtype)
+    line.show(f"writing {folder.name}: it is found under its name when it is whole")
     save(folder, weights, config, sees, positions, files=files, marks=marks)
-    return sum(file.stat().st_size for file in folder.iterdir())
+    if (folder / FILE).exists():
+        return [f"to be loaded with trust_remote_code=True: {FILE} says what its layers see", told]
+    return [told]
+
+
+def _tokenizer(checkpoint: Path, given: Found | None, vocab_size: int) -> tuple[Found | None, str]:
+    """The tokenizer that goes into the folder, and what is said of it.
+
+    Args:
+        checkpoint: what is exported; its run's tokenizer is taken if none is named.
+        given: what the user has named.
+        vocab_size: how many tokens the model knows.
+
+    Raises:
+        ValueError: if the one that is named has ids that the model has not.
+    """
+    from lg.cli.tokenizer_files import of_run, size_of
+
+    found = given or of_run(checkpoint)
+    if found is None:
+        return None, "without a tokenizer: --tokenizer names one"
+    size = size_of(found)
+    if size <= vocab_size:
+        return found, f"tokenizer of {found.whence}"
+    ids = f"has ids up to {size - 1}, and the model 0 to {vocab_size - 1}"
+    if given is not None:
+        raise ValueError(f"--tokenizer: {given.whence!r} {ids}; another tokenizer is needed")
+    return None, f"without a tokenizer: that of {found.whence} {ids}; --tokenizer names another"
 
 
 def _in_type(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
@@ -137,15 +201,106 @@ def _in_type(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]
     return weights if dtype is None else {name: one.to(getattr(torch, dtype)) for name, one in weights.items()}
 
 
-def _adapter_written(checkpoint: Path, folder: Path, dtype: str | None, base: str | None, line: ProgressLine) -> int:
+def _adapter_written(
+    checkpoint: Path, folder: Path, dtype: str | None, base: str | None, line: ProgressLine
+) -> list[str]:
+    """Writes the folder; what is to be said of the model that it is for."""
     from lg.models.adapters import LoRA
-    from lg.models.hybrid import HybridLM
     from lg.models.pretrained.adapter import save_adapter
 
     line.show(f"reading {checkpoint.name}")
-    module = HybridLM.from_checkpoint(str(checkpoint))
+    module, kinds = _opened(checkpoint)
     if not isinstance(module.adapter, LoRA):
         raise ValueError(f"--adapter: {str(checkpoint)!r} was trained without LoRA (model.init_args.adapter)")
+    # Here a ~ is understood, by peft it is not.
+    base = base if base is None or not Path(base).expanduser().is_dir() else str(Path(base).expanduser())
+    line.show("comparing with the model that it is for")
+    told = list(_held_to_base(module, kinds, base))
     line.show(f"writing {folder.name}: it is found under its name when it is whole")
     save_adapter(folder, _in_type(module.model.state_dict(), dtype), module.decoder_config, module.adapter, base)
-    return sum(file.stat().st_size for file in folder.iterdir())
+    return told
+
+
+def _held_to_base(module: HybridLM, kinds: Mapping[str, torch.dtype], base: str | None) -> Iterator[str]:
+    """In what the model that an adapter is put onto differs from the one that it was trained on, weights apart.
+
+    Raises:
+        ValueError: if its weights differ, or it is no model.
+    """
+    if base is None:
+        yield "not compared with the model that it is for: --base names one"
+        return
+    if Path(base).is_file():
+        raise ValueError(f"--base: {base!r} is a file; a folder of transformers, or the name of one, is needed")
+    if not Path(base).is_dir():
+        yield f"not compared with the model that it is for: {base!r} is no folder here"
+        return
+    if not (Path(base) / "config.json").is_file():
+        raise ValueError(f"--base: {base!r} has no config.json; a folder of transformers is needed")
+    sees = module.sees
+    try:
+        found = open_as("--base", base)
+    except ValueError as error:
+        # transformers reads more than lg does.
+        yield f"not compared with the model that it is for: {error}"
+        return
+    _check_weights(module, kinds, found, base)
+    ours, theirs = _computed(module.decoder_config), _computed(found.config)
+    for field in ours:
+        if ours[field] != theirs[field]:
+            yield f"its logits there are others: {base} has {field} {theirs[field]}, it was trained with {ours[field]}"
+    pairs = list(zip(sees, found.sees, strict=True))
+    for pair in dict.fromkeys(pairs):
+        if pair[0] != pair[1]:
+            layers = ", ".join(str(layer) for layer, one in enumerate(pairs) if one == pair)
+            yield f"its logits there are others: layers {layers} of {base} see {pair[1]}, it was trained for {pair[0]}"
+
+
+def _computed(config: DecoderConfig) -> dict[str, Any]:
+    """The fields of a shape, rotary positions the way a folder tells them."""
+    from lg.models.rope_scaling import NTK, ntk_theta
+
+    if not isinstance(config.rope_scaling, NTK):
+        return vars(config)
+    theta = ntk_theta(config.rope_theta, config.rope_scaling.factor, config.head_width)
+    return {**vars(config), "rope_theta": theta, "rope_scaling": None}
+
+
+def _check_weights(module: HybridLM, kinds: Mapping[str, torch.dtype], found: Pretrained, base: str) -> None:
+    """Refuses a model whose weights are not those that stayed as they were beside an adapter.
+
+    Raises:
+        ValueError: naming the first tensor that differs by more than is rounded in the type of the checkpoint.
+    """
+    import torch
+
+    from lg.models.pretrained.weights import names
+
+    weights: Mapping[str, Tensor] = module.model.state_dict(keep_vars=True)
+    ours, theirs = names(module.decoder_config), names(found.config)
+    needed = (
+        "the adapter was trained on other weights; the folder that its run began with is needed (of a checkpoint, what "
+        "lg export makes of it), or an export without --adapter"
+    )
+    for name in (*ours.values(), *theirs.values()):
+        if (name in ours.values()) != (name in theirs.values()):
+            whose = "the checkpoint" if name in ours.values() else "that folder"
+            raise ValueError(f"--base: {base!r} is not allowed, since only {whose} has {name}: {needed}")
+    for own, name in ours.items():
+        mine, other = weights[own], found.weights.tensor(name)
+        if mine.shape != other.shape:
+            raise ValueError(
+                f"--base: {base!r} is not allowed, since its {name} is {list(other.shape)} and that of the checkpoint "
+                f"{list(mine.shape)}: {needed}"
+            )
+        # A model is read in float32, whatever it was trained in.
+        kind = kinds[f"decoder.{own}"]
+        rounded = other.to(kind).to(mine.dtype)
+        if not mine.requires_grad and not torch.allclose(
+            mine, rounded, rtol=torch.finfo(kind).eps, atol=0, equal_nan=True
+        ):
+            most = (mine.detach().double() - rounded.double()).abs().max()
+            raise ValueError(
+                f"--base: {base!r} is not allowed, since its {name} differs from that of the checkpoint by up to "
+                f"{most:.3g}: {needed}"
+            )

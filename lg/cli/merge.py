@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from lg.cli.progress import ProgressLine, progress
 from lg.cli.written import save
@@ -72,8 +73,8 @@ def _written(
         line.show(f"merging {share:.0%}")
 
     if not are_files:
+        told = [_configuration(model / "config.json") for model in models]
         merge_folders(out, models, weights, tell)
-        told = [json.loads((model / "config.json").read_text(encoding="utf-8")) for model in models]
         return other_values(models, told)
     content, others = merged_checkpoint(models, weights, tell)
     save(out, content, "OUT")
@@ -105,6 +106,23 @@ def _check(out: Path, models: Sequence[Path]) -> bool:
         what = "a .ckpt file" if are_files else "a folder"
         raise ValueError(f"OUT: {str(out)!r} is not allowed; it must be {what}, in a folder that exists")
     return are_files
+
+
+def _configuration(file: Path) -> dict[str, Any]:
+    """What a config.json says.
+
+    Raises:
+        ValueError: if it is none.
+    """
+    try:
+        told = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"MODEL: {str(file)!r} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
+        raise ValueError(f"MODEL: {str(file)!r} is no JSON: {error}") from error
+    if not isinstance(told, dict):
+        raise ValueError(f"MODEL: {str(file)!r} holds no object; it must map keys to values")
+    return told
 
 
 def _weights(told: str | None, num_models: int) -> list[float]:

@@ -41,7 +41,9 @@ def named(path: str, option: str = "--tokenizer") -> Found:
     """
     given = Path(path).expanduser()
     if given.is_file() and given.name == "tokenizer.json":
-        return Found(str(given), _fast(given, {}))
+        known = _vocabulary({given.name: given})
+        tokens = {f"{name}_token": token for name, token in _tokens(given.parent).items() if token in known}
+        return Found(str(given), _fast(given, tokens), _marks(given.parent, known))
     found = _of_folder(given) if given.is_dir() else None
     if found is None:
         raise ValueError(f"{option}: {path!r} is none; a tokenizer.json, or a folder that has one, is needed")
@@ -74,6 +76,32 @@ def config_above(checkpoint: Path) -> Path | None:
     return next((file for file in files if file.is_file()), None)
 
 
+def marks_of_run(checkpoint: Path) -> Mapping[str, Any]:
+    """Numbers of the special tokens of the model that a checkpoint's run began with, by the keys of config.json.
+
+    There are none where that model is not there any more, or is not known.
+    """
+    config = config_above(checkpoint)
+    path = None if config is None else _pretrained(config, _read(config))
+    if path is None:
+        return {}
+    if is_checkpoint(path):
+        return marks_of_run(path)
+    if path.is_dir():
+        return _marks(path, {})
+    from lg.models.pretrained import open_pretrained
+
+    try:
+        return open_pretrained(path).marks
+    except ValueError:
+        return {}
+
+
+def size_of(found: Found) -> int:
+    """The highest id of a tokenizer plus one; 0 if its files are of a kind that is not read here."""
+    return max(_vocabulary(found.files).values(), default=-1) + 1
+
+
 def of_gguf(path: Path) -> Found:
     """The tokenizer inside a GGUF file.
 
@@ -102,34 +130,83 @@ def of_gguf(path: Path) -> Found:
     if template := told("chat_template"):
         more["chat_template"] = template
     made = json.dumps({**_CLASS, **more}, indent=2, ensure_ascii=False) + "\n"
-    return Found(str(path), {"tokenizer.json": text, "tokenizer_config.json": made})
+    marks = {f"{name}_token_id": number for name, number in numbers.items() if number is not None}
+    return Found(str(path), {"tokenizer.json": text, "tokenizer_config.json": made}, marks)
 
 
 def _of_folder(folder: Path) -> Found | None:
     files: dict[str, str | Path] = {name: folder / name for name in _FILES if (folder / name).is_file()}
     if not {"tokenizer.json", "tokenizer.model", "vocab.json"} & files.keys():
         return None
+    return Found(str(folder), files, _marks(folder, _vocabulary(files)))
+
+
+def _marks(folder: Path, known: Mapping[str, int]) -> dict[str, Any]:
+    """Numbers of special tokens: what a folder's config.json says, else how it spells them, in a known vocabulary."""
+    spelled = {f"{name}_token_id": known.get(token) for name, token in _tokens(folder).items()}
+    said = [_object(folder / "config.json"), _object(folder / "generation_config.json"), spelled]
+    found = {key: next((one[key] for one in said if one.get(key) is not None), None) for key in _MARKS}
+    return {key: mark for key, mark in found.items() if mark is not None}
+
+
+def _tokens(folder: Path) -> dict[str, str]:
+    """How the files beside a tokenizer spell its special tokens: "bos", "eos" and "pad" to that."""
+    said = {**_object(folder / "special_tokens_map.json"), **_object(folder / "tokenizer_config.json")}
+    found = {name: said.get(f"{name}_token") for name in ("bos", "eos", "pad")}
+    spelled = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
+    return {name: token for name, token in spelled.items() if isinstance(token, str)}
+
+
+def _vocabulary(files: Mapping[str, str | Path]) -> dict[str, int]:
+    """Tokens and ids of a tokenizer.json, or of a vocab.json and what was added to it; empty if there is neither."""
+    whole = _object(files.get("tokenizer.json"))
+    model, added = whole.get("model"), whole.get("added_tokens")
+    vocabulary = model.get("vocab") if isinstance(model, dict) else None
+    if isinstance(vocabulary, list):  # tokens and how likely they are, in order
+        vocabulary = {one[0]: number for number, one in enumerate(vocabulary) if isinstance(one, list) and one}
+    if isinstance(added, list):
+        added = {one.get("content"): one.get("id") for one in added if isinstance(one, dict)}
+    if not whole:
+        vocabulary, added = _object(files.get("vocab.json")), _object(files.get("added_tokens.json"))
+    found = {**(vocabulary if isinstance(vocabulary, dict) else {}), **(added if isinstance(added, dict) else {})}
+    return {token: number for token, number in found.items() if isinstance(token, str) and isinstance(number, int)}
+
+
+def _object(content: str | Path | None) -> dict[str, Any]:
+    """A JSON object: a text, or a file; empty if it is none."""
     try:
-        told = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        told = json.loads(content.read_text(encoding="utf-8") if isinstance(content, Path) else content or "")
     except (OSError, ValueError):
-        told = {}
-    return Found(str(folder), files, {key: told[key] for key in _MARKS if told.get(key) is not None})
+        return {}
+    return told if isinstance(told, dict) else {}
 
 
-def _configured(config: Path) -> Found | None:
+def _read(config: Path) -> Any:
+    """What a run's configuration says; None if it cannot be read."""
     import yaml
 
     try:
-        told = yaml.safe_load(config.read_text(encoding="utf-8"))
+        return yaml.safe_load(config.read_text(encoding="utf-8"))
     except (OSError, ValueError, yaml.YAMLError):
         return None
-    pretrained = _at(told, "model", "init_args", "pretrained")
-    if isinstance(pretrained, str):
-        path = Path(pretrained).expanduser()
-        # A run may have begun with its own checkpoint.
-        is_own = is_checkpoint(path) and config_above(path) == config
+
+
+def _pretrained(config: Path, told: Any) -> Path | None:
+    """The model that a run began with; None if it is not said."""
+    said = _at(told, "model", "init_args", "pretrained")
+    if not isinstance(said, str) or not said:
+        return None
+    path = Path(said).expanduser()
+    # A run may have begun with its own checkpoint.
+    return None if is_checkpoint(path) and config_above(path) == config else path
+
+
+def _configured(config: Path) -> Found | None:
+    told = _read(config)
+    path = _pretrained(config, told)
+    if path is not None:
         try:
-            found = None if is_own else of_model(path)
+            found = of_model(path)
         except ValueError:
             found = None
         if found is not None:

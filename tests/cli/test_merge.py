@@ -166,3 +166,22 @@ def test_refusals(
     assert main(["merge", *words]) == 2
     assert said in capsys.readouterr().err
     assert sorted(Path().iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("config", "said"),
+    [("{no", "config.json' is no JSON: "), ("[1]", "config.json' holds no object; it must map keys")],
+)
+def test_a_configuration_that_cannot_be_read_is_refused_first(
+    config: str, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    paths = [tmp_path / "a", tmp_path / "b"]
+    module = trained(tmp_path / "a.ckpt", 0)
+    for path in paths:
+        save(path, module.plain_weights, module.decoder_config, [Causal(), Causal()], 64)
+    (paths[1] / "config.json").write_text(config)
+    before = sorted(tmp_path.iterdir())
+    capsys.readouterr()
+    assert main(["merge", str(tmp_path / "out"), *map(str, paths)]) == 2
+    assert f"lg merge: MODEL: '{paths[1]}/{said}" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before

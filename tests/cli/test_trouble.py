@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lg.attention import Window
+from lg.cli import commands, main
 from lg.cli.trouble import Refused, refusals_told, troubles_told
 from lg.monitor.finite import NotFinite
 
@@ -52,3 +53,18 @@ def test_other_threads_are_heard_as_before(capsys: pytest.CaptureFixture[str]) -
     with troubles_told({}):
         assert threading.excepthook is not hook
     assert threading.excepthook is hook
+
+
+def test_names_are_all_told_and_a_value_that_fills_pages_is_not(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    names = ", ".join(f"model.layers.{layer}.self_attn.q_proj.weight" for layer in range(500))
+
+    def refuse(args: list[str]) -> None:
+        raise Refused(f"--key: {'x' * 5000!r} is not allowed; missing: {names}")
+
+    monkeypatch.setattr(commands, "run", refuse)
+    assert main(["fit"]) == 2
+    (told,) = capsys.readouterr().err.splitlines()
+    assert told.endswith(f"xxx' is not allowed; missing: {names}")
+    assert len(told) < len(names) + 500
