@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Sequence
@@ -92,10 +93,12 @@ class Measured(Schedule):
             raise ValueError(
                 f"{key}.full_layers: {self.full_layers} with keep {self.keep} is not allowed; one is needed"
             )
-        if self.full_layers is not None and self.full_layers < 1:
-            raise ValueError(f"{key}.full_layers: {self.full_layers} is not allowed; it must be at least 1")
-        if self.keep is not None and not 0 < self.keep <= 1:
-            raise ValueError(f"{key}.keep: {self.keep} is not allowed; it must be above 0 and at most 1")
+        if self.full_layers is not None and (type(self.full_layers) is not int or self.full_layers < 1):
+            raise ValueError(
+                f"{key}.full_layers: {self.full_layers!r} is not allowed; it must be a whole number of at least 1"
+            )
+        if self.keep is not None and (type(self.keep) not in (int, float) or not 0 < self.keep <= 1):
+            raise ValueError(f"{key}.keep: {self.keep!r} is not allowed; it must be a number above 0 and at most 1")
 
     def layers(self, num_layers: int) -> list[str]:
         """The name of each layer's mixer.
@@ -122,7 +125,13 @@ class Measured(Schedule):
             raise ValueError(
                 f"{key}.measure: {self.measure!r} is not in {self.scores!r}; allowed are {', '.join(told['measures'])}"
             )
-        sets, share = (told["measures"][self.measure][name] for name in ("sets", "share"))
+        found = told["measures"][self.measure]
+        if not _is_finding(found, num_layers):
+            raise ValueError(
+                f"{key}.scores: {self.measure} in {self.scores!r} is damaged: sets of layers 0 to {num_layers - 1} and "
+                "a share for each are needed; `lg probe` writes them"
+            )
+        sets, share = found["sets"], found["share"]
         if self.full_layers is not None:
             if self.full_layers > len(sets):
                 raise ValueError(
@@ -159,7 +168,30 @@ class Measured(Schedule):
             told = None
         if not isinstance(told, dict) or told.get("lg_probe") != 1:
             raise ValueError(f"{key}: {self.scores!r} is no file of scores; `lg probe` writes one")
+        if type(told.get("num_layers")) is not int or not isinstance(told.get("measures"), dict):
+            raise ValueError(
+                f"{key}: {self.scores!r} is damaged: it has no num_layers or no measures; `lg probe` writes both"
+            )
         return told
+
+
+def _is_finding(found: Any, num_layers: int) -> bool:
+    """Whether this is what a measure found in a model of that depth: sets that exist, and the share of each."""
+    if not isinstance(found, dict):
+        return False
+    sets, share = found.get("sets"), found.get("share")
+    if not isinstance(sets, list) or not isinstance(share, list) or len(sets) != len(share):
+        return False
+    asked = [
+        (chosen, reached) for chosen, reached in zip(sets, share, strict=True) if (chosen, reached) != (None, None)
+    ]
+    return bool(asked) and all(
+        isinstance(chosen, list)
+        and all(type(layer) is int and 0 <= layer < num_layers for layer in chosen)
+        and type(reached) in (int, float)
+        and math.isfinite(reached)
+        for chosen, reached in asked
+    )
 
 
 def layers(schedule: str | Schedule, num_layers: int, names: Collection[str]) -> list[str]:

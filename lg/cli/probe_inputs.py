@@ -6,13 +6,14 @@ import hashlib
 import json
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from lg.attention import SinkWindow
+from lg.attention import Pattern, Routed, SinkWindow
+from lg.attention.cost import visible_pairs
 from lg.cli.bench import device_named, number
 from lg.cli.lengths import tokens_in
 from lg.cli.opened import speaking, spelled
@@ -46,9 +47,9 @@ class Subject:
     @property
     def settings(self) -> dict[str, Any]:
         """What the result of every unit hangs on."""
-        sums = [float(parameter.detach().double().sum()) for parameter in self.decoder.parameters()]
         return {
-            "weights": _digest(json.dumps(sums).encode()),
+            "weights": _of_weights(self.decoder), "shape": json.loads(json.dumps(asdict(self.decoder.config))),
+            "what layers see": [str(pattern) for pattern in seen_by(self.decoder)],
             "length": self.length, "window": self.local.window, "sinks": self.local.sinks, "texts": len(self.texts),
             "tokens": _digest(b"".join(text.numpy().tobytes() for text in self.texts)),
             "dtype": str(self.decoder.embedding.weight.dtype).removeprefix("torch."),
@@ -65,13 +66,27 @@ def read_model(path: str, device_name: str | None) -> tuple[Decoder, int | None]
     """The model on the device, on a GPU in bfloat16; and the positions that it was made for, if it says.
 
     Raises:
-        ValueError: if there is no such model or device, or a layer does not attend.
+        ValueError: if there is no such model or device, or a layer does not attend, or asks for what no text has.
     """
     device = device_named(device_name)
     dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
     found, decoder = decoder_as("--model", path, dtype, device)
-    attentions(decoder)
+    for layer, pattern in enumerate(seen_by(decoder)):
+        if asked := ", ".join(f"doc.{name}" for name in pattern.attributes if name != "length"):
+            raise ValueError(
+                f"--model: layer {layer} sees {pattern}, which asks for {asked}; patterns that ask for attributes of "
+                "documents cannot be probed"
+            )
     return decoder, found.longest
+
+
+def seen_by(decoder: Decoder) -> list[Pattern]:
+    """What each layer sees.
+
+    Raises:
+        ValueError: if one does not attend.
+    """
+    return [mixer.pattern for mixer in attentions(decoder)]
 
 
 def decoder_of(path: str, device: str) -> Decoder:
@@ -106,7 +121,7 @@ def sizes(options: Namespace, decoder: Decoder, longest: int | None) -> tuple[in
     """Tokens of a text, and what a restricted layer sees of them.
 
     Raises:
-        ValueError: if the model was not made for that, or nothing would be beyond the window.
+        ValueError: if the model was not made for that, nothing would be beyond the window, or a layer would see more.
     """
     on_gpu = decoder.embedding.weight.device.type == "cuda"
     length = min(8192 if on_gpu else 1024, longest or 8192)
@@ -123,7 +138,29 @@ def sizes(options: Namespace, decoder: Decoder, longest: int | None) -> tuple[in
             f"--window: {window} is not allowed with {sinks} sinks in texts of {length} tokens; at least "
             f"{2 * _NEEDLE} tokens must be beyond them, so that something can be lost (--length)"
         )
-    return length, SinkWindow(window, sinks)
+    local = SinkWindow(window, sinks)
+    narrow = _narrower(decoder, local, length)
+    if narrow:
+        which = f"layer {min(narrow)} sees" if len(narrow) == 1 else f"layers {', '.join(map(str, narrow))} see"
+        told = ", ".join(dict.fromkeys(map(str, narrow.values())))
+        raise ValueError(
+            f"--window: {window} is not allowed with {sinks} sinks; {which} fewer keys than that ({told}), and "
+            "restricted would see more; a smaller window is needed"
+        )
+    return length, local
+
+
+def _narrower(decoder: Decoder, local: SinkWindow, length: int) -> dict[int, Pattern]:
+    """The layers of which a head sees fewer keys in a text than the local pattern does, and what they see."""
+    num_kv_heads = decoder.config.num_kv_heads
+
+    def pairs(pattern: Pattern) -> torch.Tensor:
+        return visible_pairs(pattern.tiles(length, num_kv_heads))
+
+    sees = seen_by(decoder)
+    # What is seen of a routed pattern is not known before it is.
+    narrow = {one for one in set(sees) if not isinstance(one, Routed) and bool((pairs(one) < pairs(local)).any())}
+    return {layer: pattern for layer, pattern in enumerate(sees) if pattern in narrow}
 
 
 def read_tokenizer(given: str | None, model: str, vocab_size: int) -> Tokenizer:
@@ -141,8 +178,13 @@ def read_texts(
     """Texts of ``length + 1`` tokens to measure on, and up to ``rows`` others to train on.
 
     Raises:
-        ValueError: if there is none so long, or none is left to train on.
+        ValueError: if a name is empty, there is none so long, or none is left to train on.
     """
+    if not all(name.strip() for name in named.split(",")):
+        raise ValueError(
+            f"--data: {named!r} is not allowed; each name, between commas, must be stdlib, one of `lg data list`, a "
+            "folder or a .jsonl file"
+        )
     found = pieces([_source(name) for name in named.split(",")], tokenizer, length + 1, count + rows)
     texts, others = found[:count], found[count:]
     if not texts:
@@ -164,6 +206,15 @@ def _source(name: str) -> Source:
     if path.suffix == ".jsonl":
         return Jsonl(name)
     return Folder(name) if path.is_dir() else Fetched(name)
+
+
+def _of_weights(decoder: Decoder) -> str:
+    """A digest of every parameter's name, type, shape and bytes."""
+    found = hashlib.blake2b(digest_size=8)
+    for name, parameter in decoder.named_parameters():
+        found.update(f"{name} {parameter.dtype} {list(parameter.shape)}".encode())
+        found.update(parameter.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return found.hexdigest()
 
 
 def _digest(content: bytes) -> str:

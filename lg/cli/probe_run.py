@@ -16,7 +16,17 @@ from typing import Any
 import torch
 
 from lg.cli.bench import number
-from lg.cli.probe_inputs import Subject, decoder_of, devices_named, read_model, read_texts, read_tokenizer, sizes
+from lg.cli.probe_inputs import (
+    Subject,
+    decoder_of,
+    devices_named,
+    read_model,
+    read_texts,
+    read_tokenizer,
+    seen_by,
+    sizes,
+)
+from lg.cli.probe_kept import is_whole
 from lg.cli.probe_plot import plot
 from lg.cli.probe_told import OF_HEADS, heads, schedule, table
 from lg.cli.progress import ProgressLine
@@ -40,7 +50,6 @@ from lg.evaluation.probe import (
     candidates,
     rungs,
 )
-from lg.evaluation.probe.sight import attentions
 
 _WAYS = ("one_out", "one_in", "greedy")
 # What a word of --measures stands for.
@@ -79,7 +88,7 @@ def probed(options: Namespace, line: ProgressLine) -> None:
     line.show(f"reading {Path(options.model).name}")
     device, *others = devices_named(options.devices, options.device)
     decoder, longest = read_model(options.model, device)
-    sees = [mixer.pattern for mixer in attentions(decoder)]
+    sees = seen_by(decoder)
     if by_heads and len(set(sees)) > 1:
         told = ", ".join(dict.fromkeys(map(str, sees)))
         raise ValueError(
@@ -115,7 +124,15 @@ def probed(options: Namespace, line: ProgressLine) -> None:
     for name, why in found.refused.items():
         print(f"{name}: {why}\n")
     if not found.measures:
-        raise ValueError(f"--measures: {options.measures!r} ranks no layer of this model, for the reasons above")
+        kept_in = (
+            f"; to probe something else, remove {str(kept.path)!r}, which keeps what was measured, or write to another "
+            "--out"
+            if kept.path.exists()
+            else ""
+        )
+        raise ValueError(
+            f"--measures: {options.measures!r} ranks no layer of this model, for the reasons above{kept_in}"
+        )
     content = {
         "lg_probe": 1, "num_layers": decoder.config.num_layers, "num_kv_heads": decoder.config.num_kv_heads,
         "local": str(local), "settings": settings, "measures": found.measures, "refused": found.refused,
@@ -128,6 +145,11 @@ def probed(options: Namespace, line: ProgressLine) -> None:
     if by_heads and set(OF_HEADS) & set(found.measures):
         print(heads(found.measures, counts["full_heads"], local, sees[0]))
     else:
+        if by_heads:
+            print(
+                f"--full_heads: {counts['full_heads']} heads cannot be chosen, since neither gates nor mass could be "
+                "measured; this is a schedule of layers\n"
+            )
         print(schedule(found.measures, counts["full_layers"], out, local, sees))
 
 
@@ -223,7 +245,7 @@ class _Kept:
         line: where units are told as they are measured.
 
     Raises:
-        ValueError: if the file has units of other settings.
+        ValueError: if the file is damaged, or has units of other settings.
     """
 
     def __init__(self, path: Path, settings: Mapping[str, Any], line: ProgressLine) -> None:
@@ -234,21 +256,27 @@ class _Kept:
             try:
                 told = json.loads(path.read_text(encoding="utf-8"))
                 before, known = told["settings"], told["units"]
+                if not (isinstance(before, dict) and isinstance(known, dict)):
+                    raise TypeError(type(before), type(known))
             except (OSError, ValueError, KeyError, TypeError) as error:
-                raise ValueError(
-                    f"--out: {str(path)!r} cannot be read as a probe that was stopped; remove it"
-                ) from error
+                raise ValueError(_damaged(path)) from error
             other = [name for name in settings if before.get(name) != settings[name]]
             if other:
                 raise ValueError(
                     f"--out: {str(path)!r} is of a probe that was stopped, of another {', '.join(other)}; remove it, "
                     "or write to another file"
                 )
+            if not all(is_whole(name, value, settings) for name, value in known.items()):
+                raise ValueError(_damaged(path))
         self.notebook = Notebook(known, self._write, line.show)
 
     def _write(self, units: Mapping[str, Any]) -> None:
         content = json.dumps({"settings": self._settings, "units": units})
         write(self.path, content.encode(), "--out")
+
+
+def _damaged(path: Path) -> str:
+    return f"--out: {str(path)!r} cannot be read as a probe that was stopped, since it is damaged; remove it"
 
 
 def _draw(path: Path, measures: Mapping[str, Mapping[str, Any]], title: str) -> None:

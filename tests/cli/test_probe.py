@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ import torch
 import yaml
 from PIL import Image
 
-from lg.attention import Causal, PerHead, SinkWindow
+from lg.attention import Causal, Pattern, PerHead, PrefixLM, SinkWindow
 from lg.attention.schedule import Measured, written
-from lg.cli import main, probe_run, probe_told
+from lg.cli import main, probe_inputs, probe_run, probe_told
 from lg.evaluation.needle import _NAMES
+from lg.evaluation.probe import Unmeasurable
 from lg.models.hybrid import HybridLM
 
 tokenizers = pytest.importorskip("tokenizers")
@@ -58,6 +60,53 @@ def saved(path: Path, retrieves: bool) -> None:
     checkpoint: dict[str, Any] = {"state_dict": module.state_dict()}
     module.on_save_checkpoint(checkpoint)
     torch.save(checkpoint, path)
+
+
+def changed(
+    path: str,
+    patterns: dict[str, Pattern] | None = None,
+    schedule: str = f"{LAYERS}*full",
+    edit: Callable[[dict[str, Any]], object] = len,
+    **shape: Any,
+) -> None:
+    """The checkpoint of `here` again, with other weights, patterns or shape."""
+    state = torch.load("model.ckpt", weights_only=False)["state_dict"]
+    edit(state)
+    module = HybridLM(patterns or {"full": Causal()}, schedule, decoder={**SHAPE, **shape})
+    assert module.model is not None
+    checkpoint: dict[str, Any] = {"state_dict": state}
+    module.on_save_checkpoint(checkpoint)
+    torch.save(checkpoint, path)
+
+
+def of_layer(state: dict[str, Any], layer: int, name: str) -> str:
+    """The key of a layer's weight."""
+    return next(key for key in state if f"blocks.{layer}." in key and name in key)
+
+
+def flipped(state: dict[str, Any]) -> None:
+    """Rows of a weight in another order: their sum is the same."""
+    key = of_layer(state, 1, "k_proj.weight")
+    state[key] = state[key].flip(0)
+
+
+def diverged(state: dict[str, Any]) -> None:
+    """A weight that is no number."""
+    state[of_layer(state, 1, "v_proj.weight")][0, 0] = float("nan")
+
+
+def stop_after(writes: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The command is stopped once it has written so often."""
+    write, count = probe_run.write, 0
+
+    def stopped(path: Path, content: bytes, key: str) -> None:
+        nonlocal count
+        count += 1
+        write(path, content, key)
+        if count == writes:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(probe_run, "write", stopped)
 
 
 @pytest.fixture
@@ -151,10 +200,7 @@ def test_full_layers_of_a_hybrid_see_what_they_saw() -> None:
 
 @pytest.mark.usefixtures("here")
 def test_full_heads_of_a_hybrid_are_refused(capsys: pytest.CaptureFixture[str]) -> None:
-    module = HybridLM({"full": Causal(), "local": SinkWindow(8)}, "2*full, local", decoder=SHAPE)
-    checkpoint: dict[str, Any] = {"state_dict": module.model.state_dict(prefix="decoder.")}
-    module.on_save_checkpoint(checkpoint)
-    torch.save(checkpoint, "hybrid.ckpt")
+    changed("hybrid.ckpt", {"full": Causal(), "local": SinkWindow(8)}, "2*full, local")
     assert main(command(model="hybrid.ckpt", measures="mass", full_heads="1")) == 2
     assert "--full_heads: 1 is not allowed; layers of the model see different keys (Causal(), " in (
         capsys.readouterr().err
@@ -164,16 +210,7 @@ def test_full_heads_of_a_hybrid_are_refused(capsys: pytest.CaptureFixture[str]) 
 @pytest.mark.usefixtures("here")
 def test_a_probe_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(command(out="whole.json", measures="mass,needle")) == 0
-    write, count = probe_run.write, 0
-
-    def stopped(path: Path, content: bytes, key: str) -> None:
-        nonlocal count
-        count += 1
-        write(path, content, key)
-        if count == 5:
-            raise KeyboardInterrupt
-
-    monkeypatch.setattr(probe_run, "write", stopped)
+    stop_after(5, monkeypatch)
     assert main(command(measures="mass,needle")) == 130
     assert "goes on from what was measured" in capsys.readouterr().err
     assert len(json.loads(Path("probe.partial.json").read_text())["units"]) == 5
@@ -186,6 +223,124 @@ def test_a_probe_that_was_stopped_goes_on(monkeypatch: pytest.MonkeyPatch, capsy
     for told in (*whole.values(), *found.values()):
         told.pop("seconds")
     assert found == whole
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize(
+    ("change", "differs"),
+    [
+        ({"edit": flipped}, "weights"),
+        ({"rope_theta": 2.5}, "shape"),
+        (
+            {"patterns": {"full": Causal(), "local": SinkWindow(64)}, "schedule": "local, full, local"},
+            "what layers see",
+        ),
+    ],
+)
+def test_a_probe_does_not_go_on_with_another_model(
+    change: dict[str, Any], differs: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changed("other.ckpt")
+    stop_after(2, monkeypatch)
+    assert main(command(model="other.ckpt", measures="mass")) == 130
+    changed("other.ckpt", **change)
+    assert main(command(model="other.ckpt", measures="mass")) == 2
+    assert f"of a probe that was stopped, of another {differs}; remove it" in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+def test_the_same_weights_are_the_same_by_any_number_of_threads() -> None:
+    decoder, _ = probe_inputs.read_model("model.ckpt", "cpu")
+    with torch.no_grad():
+        for parameter in decoder.parameters():
+            parameter.normal_().pow_(9)  # so different that their sum hangs on the order
+    subject = probe_inputs.Subject(decoder, SinkWindow(8), 8, None, [torch.arange(9)])  # type: ignore[arg-type]
+    before, found = torch.get_num_threads(), []
+    try:
+        for threads in (1, 3):
+            torch.set_num_threads(threads)
+            found.append(subject.settings)
+    finally:
+        torch.set_num_threads(before)
+    assert found[0] == found[1] == json.loads(json.dumps(found[0]))
+
+
+DAMAGED = (
+    {"settings": [], "units": {}},
+    {"settings": None, "units": {}},
+    {"units": []},
+    {"units": {"needle: full 0,1,2": "x"}},
+    {"units": {"needle: full 0,1,2": None}},
+    {"units": {"needle: full 0,1,2": [1.0]}},
+    {"units": {"needle: full 0,1,2": []}},
+    {"units": {"mass: text 0": [[0.1]]}},
+    {"units": {"gates: 30 steps": {"step": 10, "gates": [[1.0]] * 3}}},
+    {"units": {"something": [1.0]}},
+)
+
+
+@pytest.mark.usefixtures("here")
+def test_a_damaged_file_of_a_stopped_probe(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    stop_after(1, monkeypatch)
+    assert main(command()) == 130
+    whole = json.loads(Path("probe.partial.json").read_text())
+    for content in ("", "null", *(json.dumps({**whole, **damage}) for damage in DAMAGED)):
+        Path("probe.partial.json").write_text(content)
+        capsys.readouterr()
+        assert main(command()) == 2, content
+        says = "--out: 'probe.partial.json' cannot be read as a probe that was stopped, since it is damaged; remove it"
+        assert says in capsys.readouterr().err, content
+
+
+@pytest.mark.usefixtures("here")
+def test_a_model_that_gives_no_numbers(capsys: pytest.CaptureFixture[str]) -> None:
+    changed("nan.ckpt", edit=diverged)
+    given = "mass,gates,needle,context,needle_adapted"
+    assert main(command(model="nan.ckpt", measures=given, texts="1", full_layers="1", sets="2")) == 2
+    told = capsys.readouterr()
+    for task, count in (("needle", 5), ("context", 3)):
+        assert told.out.count(f"gives nan nats a token on {task} with full layers 0,1,2; only finite") == count
+    assert "mass: the model's attention weights, of which mass is the sum, are no finite numbers" in told.out
+    assert "remove 'probe.partial.json', which keeps what was measured, or write to another --out" in told.err
+
+
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("given", [{"sets": "1"}, {"full_layers": "3"}])
+def test_one_set_leaves_no_choice(given: dict[str, str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(command(measures="needle_adapted", **given)) == 2
+    assert "needle_adapted: there is only one set of 3 layers, so nothing is to be chosen" in capsys.readouterr().out
+
+
+@pytest.mark.usefixtures("here")
+def test_layers_that_see_less_than_the_window(capsys: pytest.CaptureFixture[str]) -> None:
+    changed("hybrid.ckpt", {"full": Causal(), "near": SinkWindow(8)}, "near, full, near")
+    assert main(command(model="hybrid.ckpt", measures="needle_one_out")) == 2
+    says = (
+        "--window: 32 is not allowed with 4 sinks; layers 0, 2 see fewer keys than that (SinkWindow(window=8, sinks=4))"
+    )
+    assert says in capsys.readouterr().err
+    assert main(command(model="hybrid.ckpt", measures="needle_one_out", window="8", full_layers="1")) == 0
+    assert json.loads(Path("probe.json").read_text())["measures"]["needle_one_out"]["sets"][0] == [1]
+
+
+@pytest.mark.usefixtures("here")
+def test_patterns_that_ask_what_texts_do_not_have(capsys: pytest.CaptureFixture[str]) -> None:
+    changed("prefix.ckpt", {"full": Causal(), "prefix": PrefixLM()}, "full, 2*prefix")
+    assert main(command(model="prefix.ckpt")) == 2
+    says = "--model: layer 1 sees PrefixLM(), which asks for doc.prefix; patterns that ask for attributes of documents"
+    assert says in capsys.readouterr().err
+
+
+@pytest.mark.usefixtures("here")
+def test_heads_that_could_not_be_measured(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object) -> None:
+        raise Unmeasurable("not today")
+
+    monkeypatch.setattr(probe_run.Gates, "run", refused)
+    assert main(command(measures="gates,needle_one_out", full_heads="2", full_layers="1")) == 0
+    told = capsys.readouterr().out
+    assert "--full_heads: 2 heads cannot be chosen, since neither gates nor mass could be measured" in told
+    assert "measure: needle_one_out}" in told
 
 
 @pytest.mark.usefixtures("here")
@@ -221,7 +376,8 @@ def test_a_model_that_retrieves_nothing(capsys: pytest.CaptureFixture[str]) -> N
     assert main(command(model="blind.ckpt", measures="needle,gates")) == 2
     told = capsys.readouterr()
     assert told.out.count("the model gains 0.000 nats a token on needle with all layers full and 0.000 with none") == 4
-    assert "ranks no layer of this model" in told.err and not Path("probe.json").exists()
+    assert "ranks no layer of this model" in told.err and "remove 'probe.partial.json'" in told.err
+    assert not Path("probe.json").exists()
     # What can be measured still is.
     assert main(command(model="blind.ckpt", measures="mass,gates", out="some.json")) == 0
     found = json.loads(Path("some.json").read_text())
@@ -242,6 +398,8 @@ def test_a_model_that_retrieves_nothing(capsys: pytest.CaptureFixture[str]) -> N
         ({"window": "200"}, "--window: 200 is not allowed with 4 sinks in texts of 256 tokens"),
         ({"length": "1K"}, "--data: 'texts' has no document of 1025 tokens"),
         ({"tokenizer": "bytes"}, "--tokenizer: it has ids up to 255, and the model 0 to 223"),
+        ({"data": ""}, "--data: '' is not allowed; each name, between commas, must be stdlib, one of `lg data list`"),
+        ({"data": "texts,"}, "--data: 'texts,' is not allowed"),
         ({"data": "nowhere"}, "'nowhere' is not a text that lg can fetch"),
         ({"steps": "few"}, "--steps: 'few' is not allowed"),
         ({"out": "there/probe.json"}, "--out: 'there/probe.json' is not allowed"),

@@ -6,6 +6,7 @@ Shapes: L tokens of a row.
 from __future__ import annotations
 
 import hashlib
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -33,7 +34,7 @@ class Adapted(Measure):
 
     Each training begins with the weights as they are, with which the decoder is left: so a set is a unit that hangs on
     no other, where training on from the rung before would save at most half of the steps. A layer's score is the mean,
-    in the first rung, over the sets that have it.
+    in the first rung, over the sets that have it. A set whose training diverges goes no further, and counts nowhere.
 
     Attributes:
         task: what sets are judged by.
@@ -60,23 +61,37 @@ class Adapted(Measure):
         return rungs(len(self.sets), self.steps)
 
     def passes(self, num_layers: int) -> float:
-        trained = [*self.rungs, (2, self.rungs[-1][1])]
+        trained = [*self.rungs, (2, self.rungs[-1][1])] if self.rungs else []
         return sum(sets * (self.task.passes + _OF_TRAINING * steps) for sets, steps in trained) + 2 * self.task.passes
 
     def run(self, probe: Probe) -> Finding:
         if len(self.sets) < 2:
-            raise Unmeasurable(f"there is only one set of {len(self.sets[0])} layers, so nothing is to be chosen")
+            raise Unmeasurable(
+                f"there is only one set of {len(self.sets[0])} layers, so nothing is to be chosen; more --sets or "
+                "fewer --full_layers are needed"
+            )
         probe.ends(self.task)
         last = self.rungs[-1][1]
         left, first, values = list(self.sets), list[float](), list[float]()
         for _, steps in self.rungs:
             if values:
                 order = sorted(range(len(left)), key=lambda number: -values[number])
-                left = [left[number] for number in order[: (len(left) + 1) // 2]]
+                left = [left[number] for number in order[: (len(left) + 1) // 2] if values[number] > -math.inf]
             beside = [range(probe.num_layers), ()] if steps == last else []
             values = self._means(probe, [*left, *beside], steps)
             first = first or values[: len(left)]
+            if max(values[: len(left)]) == -math.inf:
+                raise Unmeasurable(
+                    f"all {len(left)} sets diverge in {steps} steps on {self.task.name}; a smaller --adapt_rate than "
+                    f"{self.learning_rate:g} is needed"
+                )
         *of_left, everything, nothing = values
+        if min(everything, nothing) == -math.inf:
+            how = "no" if nothing == -math.inf else "all"
+            raise Unmeasurable(
+                f"the model diverges in {last} steps on {self.task.name} with {how} layers full; "
+                f"a smaller --adapt_rate than {self.learning_rate:g} is needed"
+            )
         best = left[of_left.index(max(of_left))]
         if min(everything, max(of_left)) - nothing < self.task.least:
             raise Unmeasurable(
@@ -86,17 +101,20 @@ class Adapted(Measure):
             )
         layers: list[float | None] = [None] * probe.num_layers
         for layer in range(probe.num_layers):
-            if having := [value for chosen, value in zip(self.sets, first, strict=True) if layer in chosen]:
+            having = [value for chosen, value in zip(self.sets, first, strict=True) if layer in chosen]
+            if having := [value for value in having if value > -math.inf]:
                 layers[layer] = mean(having)
         smaller = [None] * (len(best) - 1)
         share = (max(of_left) - nothing) / (everything - nothing)
         return Finding(layers, [*smaller, sorted(best)], [*smaller, share], "nats a token")
 
     def _means(self, probe: Probe, sets: Sequence[Sequence[int]], steps: int) -> list[float]:
+        """The task's mean for each set; minus infinity where training diverged."""
         units = [
             _Trained(self.task, tuple(sorted(full)), self.rows[:steps], steps, self.learning_rate) for full in sets
         ]
-        return [mean(values) for values in probe.measured(units)]
+        means = [mean(values) for values in probe.measured(units)]
+        return [value if math.isfinite(value) else -math.inf for value in means]
 
 
 @dataclass(frozen=True)

@@ -5,16 +5,18 @@ Shapes: H query heads, G KV heads, L tokens, C queries of a chunk, D head width.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
-from lg.attention import Documents, Pattern, Tiles
+from lg.attention import Documents, Pattern, Routed, Tiles
 from lg.evaluation.probe.crew import Unit
-from lg.evaluation.probe.measure import Finding, Measure, Probe, mean, ranked
-from lg.evaluation.probe.sight import LocalTiles, attending
+from lg.evaluation.probe.measure import Finding, Measure, Probe, Unmeasurable, mean, ranked
+from lg.evaluation.probe.sight import LocalTiles, attending, attentions
 from lg.models.block import Attend
 from lg.models.decoder import Decoder
 
@@ -42,8 +44,16 @@ class Mass(Measure):
         return len(self.texts)
 
     def run(self, probe: Probe) -> Finding:
+        for layer, mixer in enumerate(attentions(probe.decoder)):
+            if isinstance(mixer.pattern, Routed):
+                raise Unmeasurable(
+                    f"layer {layer} sees {mixer.pattern}, which chooses keys by content; mass can be told only of "
+                    "patterns that do not"
+                )
         each = probe.measured([_OfText(number, text) for number, text in enumerate(self.texts)])
         heads = [[mean(of_texts) for of_texts in zip(*of_layer, strict=True)] for of_layer in zip(*each, strict=True)]
+        if not all(map(math.isfinite, itertools.chain.from_iterable(heads))):
+            raise Unmeasurable("the model's attention weights, of which mass is the sum, are no finite numbers")
         return ranked([mean(of_layer) for of_layer in heads], "share of weights", heads=heads)
 
 
@@ -101,8 +111,8 @@ def mass_beyond(q: Tensor, k: Tensor, tiles: Tiles, local: Tiles, chunk: int | N
         asked = q[0, :, first : first + chunk].reshape(heads_kv, -1, width)
         scores = (asked @ k[0].mT).float() * width**-0.5
         weights = scores.view(heads_kv, -1, len(query), length).masked_fill(~seen[:, None], float("-inf")).softmax(-1)
-        # A query that sees nothing has no weights.
-        lost = weights.nan_to_num(0.0).masked_fill(~beyond[:, None], 0.0).sum(-1).mean(1)
+        # A query that sees nothing has no weights: there, nothing is beyond either.
+        lost = weights.masked_fill(~beyond[:, None], 0.0).sum(-1).mean(1)
         total += lost.sum(-1)
         count += beyond.any(-1).sum(-1)
     return total / count.clamp(min=1)

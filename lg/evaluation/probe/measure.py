@@ -52,8 +52,20 @@ class Probe:
         return [self.notebook.units[unit.name] for unit in units]
 
     def values(self, task: Task, sets: Iterable[Collection[int]]) -> list[list[float]]:
-        """For each set, what the task gives when only these layers see what the decoder lets them; a value a text."""
-        return self.measured([_Restricted(task, tuple(sorted(set(full)))) for full in sets])
+        """For each set, what the task gives when only these layers see what the decoder lets them; a value a text.
+
+        Raises:
+            Unmeasurable: if a value is no finite number.
+        """
+        units = [_Restricted(task, tuple(sorted(set(full)))) for full in sets]
+        found = self.measured(units)
+        for unit, values in zip(units, found, strict=True):
+            if not all(map(math.isfinite, values)):
+                raise Unmeasurable(
+                    f"the model gives {mean(values)} nats a token on {task.name} with full layers "
+                    f"{named(unit.full)}; only finite numbers can be compared"
+                )
+        return found
 
     def means(self, task: Task, sets: Iterable[Collection[int]]) -> list[float]:
         """The means of `values`."""
@@ -63,7 +75,7 @@ class Probe:
         """The task's values with all layers full and with none.
 
         Raises:
-            Unmeasurable: if the two are so near that no layer could be told from another.
+            Unmeasurable: if the two are so near that no layer could be told from another, or as `values`.
         """
         everything, nothing = self.values(task, (range(self.num_layers), ()))
         gain, error = difference(everything, nothing)
@@ -98,7 +110,7 @@ class Finding:
     """What a measure found.
 
     Attributes:
-        layers: the score of each layer, more for one that needs its context more; None for one that was not tried.
+        layers: the score of each layer, more for one that needs its context more; None for one that has none.
         sets: for 1, 2, 3 ... full layers, which they should be, ascending; None where that was not asked.
         share: of the whole score, what each of these sets has; None likewise.
         unit: of the scores.
@@ -141,7 +153,7 @@ class Measure(ABC):
         """Measures.
 
         Raises:
-            Unmeasurable: if it would rank noise.
+            Unmeasurable: if it would rank noise, or what are no finite numbers.
         """
 
 

@@ -70,6 +70,10 @@ class Greedy(Measure):
     The second step looks at pairs, since one layer of two that work together gains nothing by itself: the two best
     need not have the best one among them. Tried are the layers that stand highest with one out and with one in.
 
+    A layer's score is what the set gained when it was added; a pair that does not have the best single layer is added
+    at once, to none, and shares its gain evenly. So the scores of the last set's layers add up to its gain over none,
+    and layers that are not in it have no score.
+
     Attributes:
         task: what is gained.
         most: full layers at which it ends.
@@ -110,10 +114,12 @@ class Greedy(Measure):
         values = [mean(nothing), *probe.means(self.task, sets)]
         whole = mean(everything) - mean(nothing)
         layers: list[float | None] = [None] * probe.num_layers
-        for before, chosen, low, high in zip([[], *sets[:-1]], sets, values[:-1], values[1:], strict=True):
-            for layer in chosen:
-                if layers[layer] is None:
-                    layers[layer] = (high - low) / len(set(chosen) - set(before))
+        replaced = len(sets) > 1 and not set(sets[0]) < set(sets[1])
+        before, low = set[int](), values[0]
+        for chosen, high in list(zip(sets, values[1:], strict=True))[replaced:]:
+            for layer in set(chosen) - before:
+                layers[layer] = (high - low) / len(set(chosen) - before)
+            before, low = set(chosen), high
         return Finding(layers, sets, [(value - values[0]) / whole for value in values[1:]], _UNIT)
 
     def _best(self, probe: Probe, sets: Sequence[Collection[int]]) -> list[int]:

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from lg.attention import Documents, SinkWindow
+from lg.attention import Causal, Documents, SinkWindow
 from lg.evaluation import Haystack
-from lg.evaluation.probe import Adapted, Needle, Notebook, Probe, Task, Unmeasurable, candidates, rungs
+from lg.evaluation.probe import Adapted, Finding, Needle, Notebook, Probe, Task, Unmeasurable, candidates, rungs
 from lg.evaluation.probe.adapted import _Trained
+from lg.evaluation.probe.sight import attentions
 from lg.models.decoder import Decoder
 
 Make = Callable[..., Decoder]
@@ -84,6 +85,60 @@ def test_what_cannot_be_told(make: Make, hay: Haystack, rows: list[Tensor]) -> N
         Unmeasurable, match=r"after 2 steps .* full, -?0\.0\d\d with none, and -?0\.0\d\d with the best of 2"
     ):
         Adapted(Needle(hay), [[0], [2]], rows, steps=2).run(Probe(make("previous", "far", "idle"), LOCAL))
+
+
+@dataclass(frozen=True)
+class _Table(Task):
+    """What a function says of the layers that are full; trained or not."""
+
+    worth: Callable[[frozenset[int]], float]
+    name = "table"
+    least = 0.01
+    passes = 1.0
+
+    def values(self, decoder: Decoder) -> list[float]:
+        full = frozenset(layer for layer, mixer in enumerate(attentions(decoder)) if mixer.pattern == Causal())
+        return [self.worth(full)] * 3
+
+
+@dataclass(frozen=True)
+class _Diverging(_Table):
+    """Is no number once the weights were trained in some sets."""
+
+    untrained: Tensor | None = None
+    in_sets: Callable[[frozenset[int]], bool] = bool
+
+    def values(self, decoder: Decoder) -> list[float]:
+        assert self.untrained is not None
+        full = frozenset(layer for layer, mixer in enumerate(attentions(decoder)) if mixer.pattern == Causal())
+        trained = not torch.equal(decoder.embedding.weight, self.untrained)
+        return [float("nan") if trained and self.in_sets(full) else self.worth(full)] * 3
+
+
+def test_sets_that_diverge_are_not_proposed(make: Make, rows: list[Tensor]) -> None:
+    decoder = make("previous", "idle", "idle", "idle")
+    before = decoder.embedding.weight.detach().clone()
+
+    def adapted(*diverge: frozenset[int]) -> Finding:
+        task = _Diverging(lambda full: sum(full) / 6, before, lambda full: full in diverge)
+        return Adapted(task, [[2, 3], [0, 1], [0, 2], [1, 3]], rows, steps=1).run(Probe(decoder, LOCAL))
+
+    best, nan, first, last = (frozenset(pair) for pair in ((1, 3), (2, 3), (0, 1), (0, 2)))
+    found = adapted(nan)
+    assert found.sets == [None, [1, 3]] and found.share[1] == pytest.approx(4 / 6)
+    # Means over the sets that did not diverge.
+    assert found.layers == pytest.approx([0.25, (1 + 4) / 12, 2 / 6, 4 / 6])
+    assert adapted(nan, best, first).sets == [None, [0, 2]]
+    assert adapted(nan, frozenset((0, 1))).layers[1] == pytest.approx(4 / 6)
+    with pytest.raises(Unmeasurable, match=r"^all 4 sets diverge in 1 steps on table; a smaller --adapt_rate than"):
+        adapted(nan, best, first, last)
+    for ends, how in ((frozenset(), "no"), (frozenset(range(4)), "all")):
+        with pytest.raises(Unmeasurable, match=f"the model diverges in 2 steps on table with {how} layers full"):
+            adapted(ends)
+
+
+def test_one_set_costs_nothing(make: Make, rows: list[Tensor]) -> None:
+    assert Adapted(_Table(len), [[0, 1]], rows).passes(2) == 2
 
 
 def test_candidates() -> None:

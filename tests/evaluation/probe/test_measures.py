@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-from lg.attention import Causal, Documents, PerHead, SinkWindow, Window, attend
+from lg.attention import Causal, Documents, PerHead, Routed, SinkWindow, Tiles, Window, attend
 from lg.evaluation import Haystack, score
 from lg.evaluation.probe import (
     Context,
@@ -23,6 +25,7 @@ from lg.evaluation.probe import (
     OneIn,
     OneOut,
     Probe,
+    Task,
     Unmeasurable,
     per_head,
 )
@@ -97,6 +100,80 @@ def test_two_layers_that_work_together_are_named_as_a_pair(pair: Decoder, hay: H
     assert found["needle_greedy"].share[1] == pytest.approx(1, abs=1e-3)
     # Neither gains much by itself, which is why pairs are tried.
     assert found["needle_greedy"].share[0] < 0.3
+
+
+@dataclass(frozen=True)
+class _Table(Task):
+    """What a function says of the layers that are full."""
+
+    worth: Callable[[frozenset[int]], float]
+    name = "table"
+    least = 0.01
+    passes = 1.0
+
+    def values(self, decoder: Decoder) -> list[float]:
+        full = frozenset(layer for layer, mixer in enumerate(attentions(decoder)) if mixer.pattern == Causal())
+        return [self.worth(full)] * 3
+
+
+@pytest.mark.parametrize(
+    ("worth", "most", "sets", "layers"),
+    [
+        # The best single layer is not in the best pair, and comes back as the third.
+        (lambda s: (0 in s) + 10 * ({2, 3} <= s), 3, [[0], [2, 3], [0, 2, 3]], [1, None, 5, 5]),
+        # It does not come back.
+        (lambda s: (0 in s) + 10 * ({2, 3} <= s), 2, [[0], [2, 3]], [None, None, 5, 5]),
+        # It is in the pair.
+        (lambda s: 4 * (0 in s) + 3 * (1 in s) + (2 in s), 3, [[0], [0, 1], [0, 1, 2]], [4, 3, 1, None]),
+        (lambda s: 4 * (0 in s) + 3 * (1 in s), 1, [[0]], [4, None, None, None]),
+    ],
+)
+def test_scores_of_greedy_add_up_to_what_its_last_set_gains(
+    make: Make,
+    worth: Callable[[frozenset[int]], float],
+    most: int,
+    sets: list[list[int]],
+    layers: list[float | None],
+) -> None:
+    found = Greedy(_Table(worth), most).run(Probe(make("idle", "idle", "idle", "idle"), LOCAL))
+    assert found.sets == sets and found.layers == layers
+    assert sum(score or 0 for score in layers) == worth(frozenset(sets[-1]))
+
+
+@pytest.mark.parametrize("kind", [OneOut, OneIn, Greedy])
+def test_values_that_are_no_numbers_rank_nothing(make: Make, kind: Callable[[Task], Measure]) -> None:
+    for full, said in ((frozenset(range(3)), "0,1,2"), (frozenset({1}), "1"), (frozenset({0, 2}), "0,2")):
+        if (kind is OneOut and len(full) == 1) or (kind is OneIn and len(full) == 2):
+            continue
+        task = _Table(lambda chosen, full=full: math.nan if chosen == full else float(len(chosen)))  # type: ignore
+        with pytest.raises(
+            Unmeasurable, match=f"gives nan nats a token on table with full layers {said}; only finite numbers"
+        ):
+            kind(task).run(Probe(make("idle", "idle", "idle"), LOCAL))
+
+
+@dataclass(frozen=True)
+class _OwnBlock(Routed):
+    """Each block of 32 queries sees itself."""
+
+    block_q: int = 32
+    block_k: int = 32
+
+    def sees(self, q: Any, k: Any, h: Any) -> Any:
+        return k <= q
+
+    def route(self, q: Tensor, k: Tensor, tiles: Tiles) -> Tensor:
+        rows = -(-q.shape[2] // self.block_q)
+        return torch.arange(rows).view(1, 1, rows, 1).expand(1, k.shape[1], rows, 1)
+
+
+def test_mass_of_what_is_chosen_by_content_is_refused(make: Make, texts: list[Tensor]) -> None:
+    decoder = make("idle", "idle")
+    with (
+        attentions(decoder)[1].seeing(_OwnBlock()),
+        pytest.raises(Unmeasurable, match=r"^layer 1 sees _OwnBlock\(.*\), which chooses keys by content; mass"),
+    ):
+        Mass(texts).run(Probe(decoder, LOCAL))
 
 
 def test_a_head_that_looks_far_is_named(of_alone: Run) -> None:
