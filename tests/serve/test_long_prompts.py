@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import concurrent.futures
+import contextlib
+import json
 import random
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 
-import httpx
 import pytest
 from behind_port import MAX_LENGTH, Port, Spoken
 from tokenizers import Tokenizer, models, pre_tokenizers, trainers
@@ -94,15 +96,16 @@ def test_a_short_prompt_does_not_wait_for_long_ones(port: Port, gate: Gate) -> N
 
 @pytest.mark.parametrize("size", [4, LARGE])
 def test_a_client_that_goes_away_gives_its_place_back(serving: Serving, gate: Gate, size: int) -> None:
-    with serving(slots=1, queue=1) as port, concurrent.futures.ThreadPoolExecutor(2) as pool:
-
-        def leave() -> None:
-            with pytest.raises(httpx.ReadTimeout):
-                port.http.post("/v1/completions", json=asked("slow".ljust(size)), timeout=0.3)
-
-        # One of them is being tokenized, and the other one waits for that.
-        for one in [pool.submit(leave) for _ in range(2)]:
-            one.result()
+    with serving(slots=1, queue=1) as port:
+        body = json.dumps(asked("slow".ljust(size))).encode()
+        head = f"POST /v1/completions HTTP/1.1\r\nHost: here\r\nContent-Length: {len(body)}\r\n"
+        url = port.http.base_url
+        with contextlib.ExitStack() as clients:
+            for _ in range(2):
+                client = clients.enter_context(socket.create_connection((url.host, url.port)))
+                client.sendall(f"{head}Content-Type: application/json\r\n\r\n".encode() + body)
+            # One of them is being tokenized, and the other one waits for that.
+            wait_until(lambda: gate.num_begun == 1 and port.server.engine.num_open == 2)
         wait_until(lambda: port.server.engine.num_open == 0)
         gate.open.set()
         assert port.http.post("/v1/completions", json=asked("a")).status_code == 200
