@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,7 +9,6 @@ from lg.cli.kept_as import check
 from lg.cli.lengths import tokens_in
 from lg.cli.pretrained_part import open_as
 from lg.cli.progress import ProgressLine, progress
-from lg.cli.written import first_line
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -105,32 +103,20 @@ def _factor(text: str) -> float:
     return factor
 
 
-def _opened(checkpoint: Path) -> tuple[HybridLM, dict[str, torch.dtype]]:
-    """The model of a checkpoint, and the types that its tensors have there, by the module's names.
+def _opened(checkpoint: Path) -> HybridLM:
+    """The model of a checkpoint.
 
     Raises:
         ValueError: if the file is none, or a part of one.
     """
-    import torch
-
     from lg.models.hybrid import HybridLM
 
-    said, content = f"CHECKPOINT: {str(checkpoint)!r}", {}
     if checkpoint.is_dir() and not (checkpoint / ".metadata").exists():
-        raise ValueError(f"{said} is a folder; a checkpoint of lg's, a file, is needed")
-    if checkpoint.is_file():
-        try:
-            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        except Exception as error:  # whatever damage makes of pickled and packed bytes
-            why = first_line(error) if zipfile.is_zipfile(checkpoint) else "it is no checkpoint, or a part of one"
-            raise ValueError(f"{said} cannot be read: {why}; a checkpoint of lg's is needed") from error
-        if not isinstance(content, dict):
-            raise ValueError(f"{said} holds a {type(content).__name__}; a checkpoint of lg's is needed")
+        raise ValueError(f"CHECKPOINT: {str(checkpoint)!r} is a folder; a checkpoint of lg's, a file, is needed")
     try:
-        module = HybridLM.from_checkpoint(str(checkpoint))
+        return HybridLM.from_checkpoint(str(checkpoint))
     except ValueError as error:
         raise ValueError(f"CHECKPOINT: {error}") from error
-    return module, {name: tensor.dtype for name, tensor in content["state_dict"].items()}
 
 
 def _written(
@@ -150,7 +136,7 @@ def _written(
     from lg.models.rope_scaling import Linear
 
     line.show(f"reading {checkpoint.name}")
-    module, _ = _opened(checkpoint)
+    module = _opened(checkpoint)
     sees, config = module.sees, module.decoder_config
     if factor is not None and config.rope_scaling is not None:
         raise ValueError(f"--linear: {factor:g} is not allowed; the model was trained with {config.rope_scaling}")
@@ -206,10 +192,12 @@ def _adapter_written(
 ) -> list[str]:
     """Writes the folder; what is to be said of the model that it is for."""
     from lg.models.adapters import LoRA
+    from lg.models.checkpoint import content
     from lg.models.pretrained.adapter import save_adapter
 
     line.show(f"reading {checkpoint.name}")
-    module, kinds = _opened(checkpoint)
+    module = _opened(checkpoint)
+    kinds = {name: tensor.dtype for name, tensor in content(str(checkpoint))["state_dict"].items()}
     if not isinstance(module.adapter, LoRA):
         raise ValueError(f"--adapter: {str(checkpoint)!r} was trained without LoRA (model.init_args.adapter)")
     # Here a ~ is understood, by peft it is not.

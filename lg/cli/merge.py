@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from lg.cli.progress import ProgressLine, progress
 from lg.cli.written import save
@@ -68,12 +66,13 @@ def _written(
 ) -> list[str]:
     """Writes it; in what the first model's configuration decides."""
     from lg.models.merge import merge_folders, merged_checkpoint, other_values
+    from lg.models.pretrained import configuration
 
     def tell(share: float) -> None:
         line.show(f"merging {share:.0%}")
 
     if not are_files:
-        told = [_configuration(model / "config.json") for model in models]
+        told = [configuration(model / "config.json", "MODEL") for model in models]
         merge_folders(out, models, weights, tell)
         return other_values(models, told)
     content, others = merged_checkpoint(models, weights, tell)
@@ -106,23 +105,6 @@ def _check(out: Path, models: Sequence[Path]) -> bool:
         what = "a .ckpt file" if are_files else "a folder"
         raise ValueError(f"OUT: {str(out)!r} is not allowed; it must be {what}, in a folder that exists")
     return are_files
-
-
-def _configuration(file: Path) -> dict[str, Any]:
-    """What a config.json says.
-
-    Raises:
-        ValueError: if it is none.
-    """
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ValueError(f"MODEL: {str(file)!r} cannot be read: {error.strerror or error}") from error
-    except ValueError as error:
-        raise ValueError(f"MODEL: {str(file)!r} is no JSON: {error}") from error
-    if not isinstance(told, dict):
-        raise ValueError(f"MODEL: {str(file)!r} holds no object; it must map keys to values")
-    return told
 
 
 def _weights(told: str | None, num_models: int) -> list[float]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lg.cli.pretrained_part import checkpoint_as, decoder_as, is_checkpoint
+from lg.cli.tokenizer_files import json_object
 
 if TYPE_CHECKING:
     import torch
@@ -223,7 +223,7 @@ def _spelling(found: Found, marks: Any) -> Spelling:
         file = folder / "tokenizer.json"
         if not file.is_file():
             raise ValueError(f"--tokenizer: {found.whence} has no tokenizer.json; one is needed")
-        config, generation = (_object(folder / f"{of}_config.json") for of in ("tokenizer", "generation"))
+        config, generation = (json_object(folder / f"{of}_config.json") for of in ("tokenizer", "generation"))
         ends = {*_ids(found.marks), *_ids(marks or {}), *_ids(generation)}
         end = config.get("eos_token")
         end = end.get("content") if isinstance(end, dict) else end
@@ -268,13 +268,5 @@ def _ids(told: Any) -> list[int]:
 
 def _spelled(file: Path, ids: set[int]) -> str | None:
     """One of some special tokens, as the tokenizer.json spells it."""
-    added = _object(file).get("added_tokens", [])
+    added = json_object(file).get("added_tokens", [])
     return next((one["content"] for one in added if one["id"] in ids), None)
-
-
-def _object(file: Path) -> dict[str, Any]:
-    try:
-        told = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return told if isinstance(told, dict) else {}

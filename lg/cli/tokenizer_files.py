@@ -144,14 +144,14 @@ def _of_folder(folder: Path) -> Found | None:
 def _marks(folder: Path, known: Mapping[str, int]) -> dict[str, Any]:
     """Numbers of special tokens: what a folder's config.json says, else how it spells them, in a known vocabulary."""
     spelled = {f"{name}_token_id": known.get(token) for name, token in _tokens(folder).items()}
-    said = [_object(folder / "config.json"), _object(folder / "generation_config.json"), spelled]
+    said = [json_object(folder / "config.json"), json_object(folder / "generation_config.json"), spelled]
     found = {key: next((one[key] for one in said if one.get(key) is not None), None) for key in _MARKS}
     return {key: mark for key, mark in found.items() if mark is not None}
 
 
 def _tokens(folder: Path) -> dict[str, str]:
     """How the files beside a tokenizer spell its special tokens: "bos", "eos" and "pad" to that."""
-    said = {**_object(folder / "special_tokens_map.json"), **_object(folder / "tokenizer_config.json")}
+    said = {**json_object(folder / "special_tokens_map.json"), **json_object(folder / "tokenizer_config.json")}
     found = {name: said.get(f"{name}_token") for name in ("bos", "eos", "pad")}
     spelled = {name: token.get("content") if isinstance(token, dict) else token for name, token in found.items()}
     return {name: token for name, token in spelled.items() if isinstance(token, str)}
@@ -159,7 +159,7 @@ def _tokens(folder: Path) -> dict[str, str]:
 
 def _vocabulary(files: Mapping[str, str | Path]) -> dict[str, int]:
     """Tokens and ids of a tokenizer.json, or of a vocab.json and what was added to it; empty if there is neither."""
-    whole = _object(files.get("tokenizer.json"))
+    whole = json_object(files.get("tokenizer.json"))
     model, added = whole.get("model"), whole.get("added_tokens")
     vocabulary = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(vocabulary, list):  # tokens and how likely they are, in order
@@ -167,12 +167,12 @@ def _vocabulary(files: Mapping[str, str | Path]) -> dict[str, int]:
     if isinstance(added, list):
         added = {one.get("content"): one.get("id") for one in added if isinstance(one, dict)}
     if not whole:
-        vocabulary, added = _object(files.get("vocab.json")), _object(files.get("added_tokens.json"))
+        vocabulary, added = json_object(files.get("vocab.json")), json_object(files.get("added_tokens.json"))
     found = {**(vocabulary if isinstance(vocabulary, dict) else {}), **(added if isinstance(added, dict) else {})}
     return {token: number for token, number in found.items() if isinstance(token, str) and isinstance(number, int)}
 
 
-def _object(content: str | Path | None) -> dict[str, Any]:
+def json_object(content: str | Path | None) -> dict[str, Any]:
     """A JSON object: a text, or a file; empty if it is none."""
     try:
         told = json.loads(content.read_text(encoding="utf-8") if isinstance(content, Path) else content or "")

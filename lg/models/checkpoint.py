@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import zipfile
 from collections.abc import Iterator, Mapping
 from typing import Any
+
+import torch
 
 FORMAT = 1
 """Raised when an older lg could not read a new checkpoint rightly."""
@@ -24,6 +27,25 @@ def from_plain(config: dict[str, Any]) -> dict[str, Any]:
 def stamp(checkpoint: dict[str, Any], config: dict[str, Any]) -> None:
     """Adds configuration and format to what is to be saved."""
     checkpoint["lg"] = {"format": FORMAT, "config": config}
+
+
+def content(path: str) -> dict[str, Any]:
+    """What a checkpoint's file holds; tensors are read when they are used.
+
+    Raises:
+        ValueError: if the file is none, or a part of one.
+    """
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except FileNotFoundError:
+        raise
+    except Exception as error:  # whatever damage makes of pickled and packed bytes
+        is_packed = zipfile.is_zipfile(path)
+        why = str(error).splitlines()[0] if is_packed and str(error) else "it is no checkpoint, or a part of one"
+        raise ValueError(f"{path!r} cannot be read: {why}; a checkpoint of lg's is needed") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path!r} holds a {type(found).__name__}; a checkpoint of lg's is needed")
+    return found
 
 
 def load(checkpoint: dict[str, Any]) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from lg.models.advice import tell_no_export, tell_other_patterns, tell_small_the
 from lg.models.auto_memory import auto_memory
 from lg.models.batch import Batch, HeldOut
 from lg.models.block import MixerSpec, check_evaluated, in_both_modes, seen_in_use
-from lg.models.checkpoint import differences, from_plain, load, plain, stamp
+from lg.models.checkpoint import content, differences, from_plain, load, plain, stamp
 from lg.models.clipping import clip_by_norm
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder, draw
@@ -477,13 +477,14 @@ class HybridLM(pl.LightningModule):
         It is in eval mode: layers see what `evaluated` says.
 
         Raises:
-            ValueError: if the file is not a checkpoint of lg's, or of a later format, or a folder of many files.
+            ValueError: if the file is not a checkpoint of lg's, or damaged, or of a later format, or a folder of many
+                files.
         """
         if os.path.isdir(path):
             raise ValueError(
                 f"{path!r} is a sharded checkpoint, a folder; `lg consolidate {path}` makes one file of it"
             )
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        checkpoint = content(path)
         module = cls(**from_plain(load(checkpoint)))
         module.configure_model()
         module.load_state_dict(checkpoint["state_dict"])

@@ -92,7 +92,7 @@ def merge_folders(out: Path, paths: Sequence[Path], weights: Sequence[float], te
         folders = [Folder(path) for path in paths]
     except ValueError as error:
         raise ValueError(str(error).replace("model.init_args.pretrained", "MODEL")) from error
-    _check_alike(paths, [{name: folder.shape(name) for name in folder.names} for folder in folders])
+    _check_alike(paths, [{name: folder.form(name).shape for name in folder.names} for folder in folders])
     part = out.with_name(f".{uuid.uuid4().hex}.part")
     first = folders[0]
     files: dict[str, list[str]] = {}

@@ -5,8 +5,6 @@ Shapes: H query heads, G KV heads, L tokens, P answer tokens, W model width.
 
 from __future__ import annotations
 
-import itertools
-import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from lg.attention import Tiles
 from lg.evaluation.needle import Haystack
-from lg.evaluation.probe.measure import Finding, Measure, Probe, Unmeasurable, mean, ranked
+from lg.evaluation.probe.measure import Finding, Measure, Probe, Unmeasurable, are_finite, mean, ranked
 from lg.evaluation.probe.sight import LocalTiles, attending
 from lg.evaluation.probe.tasks import Needle
 from lg.evaluation.prompts import PackedPrompts
@@ -62,7 +60,7 @@ class Gates(Measure):
         if state is None or state["step"] < self.steps:
             self._learn(probe, name, state)
         heads = probe.notebook.units[name]["gates"]
-        if not all(map(math.isfinite, itertools.chain.from_iterable(heads))):
+        if not are_finite(heads):
             raise Unmeasurable(f"gates are no finite numbers after {self.steps} steps; the model's gradients overflow")
         return ranked([mean(of_layer) for of_layer in heads], "gate", heads=heads)
 

@@ -5,8 +5,6 @@ Shapes: H query heads, G KV heads, L tokens, C queries of a chunk, D head width.
 
 from __future__ import annotations
 
-import itertools
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -15,7 +13,7 @@ from torch import Tensor
 
 from lg.attention import Documents, Pattern, Routed, Tiles
 from lg.evaluation.probe.crew import Unit
-from lg.evaluation.probe.measure import Finding, Measure, Probe, Unmeasurable, mean, ranked
+from lg.evaluation.probe.measure import Finding, Measure, Probe, Unmeasurable, are_finite, mean, ranked
 from lg.evaluation.probe.sight import LocalTiles, attending, attentions
 from lg.models.block import Attend
 from lg.models.decoder import Decoder
@@ -52,7 +50,7 @@ class Mass(Measure):
                 )
         each = probe.measured([_OfText(number, text) for number, text in enumerate(self.texts)])
         heads = [[mean(of_texts) for of_texts in zip(*of_layer, strict=True)] for of_layer in zip(*each, strict=True)]
-        if not all(map(math.isfinite, itertools.chain.from_iterable(heads))):
+        if not are_finite(heads):
             raise Unmeasurable("the model's attention weights, of which mass is the sum, are no finite numbers")
         return ranked([mean(of_layer) for of_layer in heads], "share of weights", heads=heads)
 

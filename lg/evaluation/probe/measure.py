@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterable, Sequence
@@ -128,6 +129,11 @@ class Finding:
     def plain(self) -> dict[str, Any]:
         """As JSON has it."""
         return {name: value for name, value in vars(self).items() if value is not None}
+
+
+def are_finite(heads: Sequence[Sequence[float]]) -> bool:
+    """Whether the scores of all KV heads of all layers are finite numbers."""
+    return all(map(math.isfinite, itertools.chain.from_iterable(heads)))
 
 
 class Measure(ABC):

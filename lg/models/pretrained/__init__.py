@@ -14,6 +14,7 @@ from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -93,13 +94,28 @@ def open_pretrained(path: str | Path) -> Pretrained:
             f"model.init_args.pretrained: {str(path)!r} has no config.json; a folder of transformers is needed, or "
             "a GGUF file"
         )
+    return _held(read(configuration(file, "model.init_args.pretrained")), Folder(folder))
+
+
+def configuration(file: Path, key: str) -> dict[str, Any]:
+    """What a config.json holds.
+
+    Args:
+        file: where it is.
+        key: what named it, for a complaint.
+
+    Raises:
+        ValueError: if it cannot be read, or holds no object.
+    """
     try:
         told = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ValueError(f"{key}: {str(file)!r} cannot be read: {error.strerror or error}") from error
     except ValueError as error:
-        raise ValueError(f"model.init_args.pretrained: {str(file)!r} is no JSON: {error}") from error
+        raise ValueError(f"{key}: {str(file)!r} is no JSON: {error}") from error
     if not isinstance(told, dict):
-        raise ValueError(f"model.init_args.pretrained: {str(file)!r} holds no object; it must map keys to values")
-    return _held(read(told), Folder(folder))
+        raise ValueError(f"{key}: {str(file)!r} holds no object; it must map keys to values")
+    return told
 
 
 def _held(found: Read, weights: Weights) -> Pretrained:

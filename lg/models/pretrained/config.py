@@ -315,10 +315,11 @@ def _rope(told: Json, family: str) -> tuple[float, RopeScaling | None]:
     elif kind == "dynamic":
         scaling = DynamicNTK(number("factor"), _whole(told, "max_position_embeddings"))
     elif kind == "yarn":
-        betas = _number(said, "beta_fast", 32.0) or 32.0, _number(said, "beta_slow", 1.0) or 1.0
+        fast = number("beta_fast") if said.get("beta_fast") else 32.0
+        slow = number("beta_slow") if said.get("beta_slow") else 1.0
         own = None if said.get("attention_factor") is None else number("attention_factor")
         truncate = _flag(said, "truncate", True)
-        scaling = YaRN(number("factor"), trained(), *betas, own, truncate)
+        scaling = YaRN(number("factor"), trained(), fast, slow, own, truncate)
     elif kind == "llama3":
         scaling = Llama3(number("factor"), trained(), number("low_freq_factor"), number("high_freq_factor"))
     return theta, scaling
@@ -390,11 +391,11 @@ def _number(told: Json, key: str, default: float) -> float:
 
 
 def _flag(told: Json, key: str, default: bool) -> bool:
-    """True or false; the default where it is null or not told."""
-    value = told.get(key)
+    """True or false; null is false, and the default counts where nothing is told."""
+    value = told.get(key, default)
     if value is not None and not isinstance(value, bool):
         raise _refusal(key, value, "it must be true or false")
-    return default if value is None else value
+    return bool(value)
 
 
 def _in_its_words(said: str, told: Json) -> str:

@@ -72,10 +72,6 @@ class Folder:
             part = file.get_slice(name)
             return Form(tuple(part.get_shape()), _TYPES.get(part.get_dtype(), part.get_dtype()))
 
-    def shape(self, name: str) -> tuple[int, ...]:
-        """That of one tensor, without reading it."""
-        return self.form(name).shape
-
     def file_of(self, name: str) -> Path:
         """Where a tensor lies."""
         return self._file_of[name]

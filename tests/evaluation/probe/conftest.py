@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,6 +18,8 @@ from lg.evaluation import Haystack, Needles, haystack
 from lg.models.block import Attention
 from lg.models.config import DecoderConfig
 from lg.models.decoder import Decoder
+
+sys.path.insert(0, str(Path(__file__).parent))
 
 CODE = 64  # features of a token's code, and of a head
 VOCAB = 240

@@ -8,6 +8,7 @@ from itertools import combinations
 
 import pytest
 import torch
+from stated import Table
 from torch import Tensor
 
 from lg.attention import Causal, Documents, SinkWindow
@@ -88,21 +89,7 @@ def test_what_cannot_be_told(make: Make, hay: Haystack, rows: list[Tensor]) -> N
 
 
 @dataclass(frozen=True)
-class _Table(Task):
-    """What a function says of the layers that are full; trained or not."""
-
-    worth: Callable[[frozenset[int]], float]
-    name = "table"
-    least = 0.01
-    passes = 1.0
-
-    def values(self, decoder: Decoder) -> list[float]:
-        full = frozenset(layer for layer, mixer in enumerate(attentions(decoder)) if mixer.pattern == Causal())
-        return [self.worth(full)] * 3
-
-
-@dataclass(frozen=True)
-class _Diverging(_Table):
+class _Diverging(Table):
     """Is no number once the weights were trained in some sets."""
 
     untrained: Tensor | None = None
@@ -138,7 +125,7 @@ def test_sets_that_diverge_are_not_proposed(make: Make, rows: list[Tensor]) -> N
 
 
 def test_one_set_costs_nothing(make: Make, rows: list[Tensor]) -> None:
-    assert Adapted(_Table(len), [[0, 1]], rows).passes(2) == 2
+    assert Adapted(Table(len), [[0, 1]], rows).passes(2) == 2
 
 
 def test_candidates() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from stated import Table
 from torch import Tensor
 
 from lg.attention import Causal, Documents, PerHead, Routed, SinkWindow, Tiles, Window, attend
@@ -102,20 +103,6 @@ def test_two_layers_that_work_together_are_named_as_a_pair(pair: Decoder, hay: H
     assert found["needle_greedy"].share[0] < 0.3
 
 
-@dataclass(frozen=True)
-class _Table(Task):
-    """What a function says of the layers that are full."""
-
-    worth: Callable[[frozenset[int]], float]
-    name = "table"
-    least = 0.01
-    passes = 1.0
-
-    def values(self, decoder: Decoder) -> list[float]:
-        full = frozenset(layer for layer, mixer in enumerate(attentions(decoder)) if mixer.pattern == Causal())
-        return [self.worth(full)] * 3
-
-
 @pytest.mark.parametrize(
     ("worth", "most", "sets", "layers"),
     [
@@ -135,7 +122,7 @@ def test_scores_of_greedy_add_up_to_what_its_last_set_gains(
     sets: list[list[int]],
     layers: list[float | None],
 ) -> None:
-    found = Greedy(_Table(worth), most).run(Probe(make("idle", "idle", "idle", "idle"), LOCAL))
+    found = Greedy(Table(worth), most).run(Probe(make("idle", "idle", "idle", "idle"), LOCAL))
     assert found.sets == sets and found.layers == layers
     assert sum(score or 0 for score in layers) == worth(frozenset(sets[-1]))
 
@@ -145,7 +132,7 @@ def test_values_that_are_no_numbers_rank_nothing(make: Make, kind: Callable[[Tas
     for full, said in ((frozenset(range(3)), "0,1,2"), (frozenset({1}), "1"), (frozenset({0, 2}), "0,2")):
         if (kind is OneOut and len(full) == 1) or (kind is OneIn and len(full) == 2):
             continue
-        task = _Table(lambda chosen, full=full: math.nan if chosen == full else float(len(chosen)))  # type: ignore
+        task = Table(lambda chosen, full=full: math.nan if chosen == full else float(len(chosen)))  # type: ignore
         with pytest.raises(
             Unmeasurable, match=f"gives nan nats a token on table with full layers {said}; only finite numbers"
         ):

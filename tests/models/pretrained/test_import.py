@@ -39,6 +39,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "llama, tied, wide heads": {"model_type": "llama", "tie_word_embeddings": True, "head_dim": 16},
     "llama, llama3": {"model_type": "llama", "rope_parameters": LLAMA3},
     "llama, yarn": {"model_type": "llama", "rope_parameters": YARN},
+    "llama, yarn, nulls": {
+        "model_type": "llama",
+        "rope_parameters": {**YARN, "beta_fast": None, "beta_slow": None, "attention_factor": None, "truncate": False},
+    },
     "llama, linear": {"model_type": "llama", "rope_parameters": LINEAR},
     "llama, dynamic": {
         "model_type": "llama", "max_position_embeddings": 32,
