@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import io
 import json
 import math
@@ -50,6 +51,7 @@ from lg.evaluation.probe import (
     candidates,
     rungs,
 )
+from lg.monitor.run_card import versions
 
 _WAYS = ("one_out", "one_in", "greedy")
 # What a word of --measures stands for.
@@ -136,6 +138,7 @@ def probed(options: Namespace, line: ProgressLine) -> None:
     content = {
         "lg_probe": 1, "num_layers": decoder.config.num_layers, "num_kv_heads": decoder.config.num_kv_heads,
         "local": str(local), "settings": settings, "measures": found.measures, "refused": found.refused,
+        "made": {"date": datetime.date.today().isoformat(), **versions(torch.device(device))},
     }  # fmt: skip
     _draw(out.with_suffix(".png"), found.measures, f"{Path(options.model).name}, {length:,} tokens, {local}")
     write(out, f"{json.dumps(content, indent=1)}\n".encode(), "--out")

@@ -145,6 +145,7 @@ def test_scores_picture_and_a_schedule(capsys: pytest.CaptureFixture[str]) -> No
     found = json.loads(Path("probe.json").read_text())
     names = ["mass", "needle_one_out", "needle_one_in", "needle_greedy", "gates"]
     assert list(found["measures"]) == names and found["refused"] == {}
+    assert found["made"]["torch"] == torch.__version__ and found["made"]["device"].startswith("cpu, ")
     for name in names:
         assert found["measures"][name]["sets"][0] == [1], name
         assert written(Measured("probe.json", full_layers=1, measure=name).layers(LAYERS)) == "local, full, local"

@@ -64,6 +64,8 @@ class Unwritten(Altered):
     """Does not write the rows of queries that see nothing."""
 
     def run(self, q: Tensor, k: Tensor, v: Tensor, tiles: Tiles, scale: float) -> Tensor:
+        # Asked for first, as a kernel's output is: later, a GPU's memory holds what was computed on the way.
+        unwritten = torch.empty_like(q)
         out = gather.run(q, k, v, tiles, scale)
         sighted = (out != 0).any(-1, keepdim=True).detach()
-        return torch.where(sighted, out, torch.empty_like(out))
+        return torch.where(sighted, out, unwritten)
