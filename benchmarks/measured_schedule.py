@@ -8,7 +8,7 @@
 Each set is trained by `lg fit` with measured_schedule.yaml, in a process of its own, one on every GPU that there is, or
 so many as `--together` says. Rows tell needles (exact, at five depths), what context is worth on texts that no run has
 read, the loss, and what is written after RULER's questions, if `--ruler` names a folder of them (ruler.py). The file is
-written after each row, and a second call goes on where the first was cut.
+written after each row. At SIGTERM or Ctrl-C trainings save and end; a second call goes on with them, in `--runs`.
 """
 
 from __future__ import annotations
@@ -17,9 +17,11 @@ import json
 import os
 import queue
 import random
+import re
+import shutil
+import signal
 import subprocess
 import sys
-import tempfile
 import threading
 import time
 from collections.abc import Iterator
@@ -103,29 +105,73 @@ def by_heads(gates: list[list[float]], size: int, seed: int) -> Case:
     return Case(f"heads of gates, {size}", plan.schedule, seed, options)
 
 
-def trained(case: Case, models: Path, options: list[str], how: list[str], gpu: int | None) -> dict[str, Any]:
-    """Trains and measures one case, in processes of its own."""
-    told = {"name": case.name, "schedule": case.schedule, "seed": case.seed}
-    with tempfile.TemporaryDirectory() as path:
-        folder = Path(path)
-        (folder / "models").symlink_to(models.resolve())
+class Processes:
+    """Those that run, so that all can be ended."""
+
+    def __init__(self) -> None:
+        self._running: set[subprocess.Popen[str]] = set()
+        # A signal may come while another is heard.
+        self._lock = threading.RLock()
+        self.ended = False
+
+    def run(self, words: list[str], folder: Path, gpu: int | None) -> str | None:
+        """Runs Python in a folder, to its end: what it complains of, or None."""
         environment = {
             **os.environ,
             "PYTHONPATH": os.pathsep.join([str(HERE.parent), os.environ.get("PYTHONPATH", "")]),
         }
         if gpu is not None:
             environment["CUDA_VISIBLE_DEVICES"] = str(gpu)
-        config = [f"--config={HERE / 'measured_schedule.yaml'}", f"--model.schedule={case.schedule}"]
-        config += case.patterns
-        words = ["fit", *config, f"--seed_everything={case.seed}", f"--data.seed={case.seed}", *options]
-        out = folder / "row.json"
-        for command in (["-m", "lg", *words], [__file__, str(out), "--measure", str(folder), *how]):
-            done = subprocess.run(
-                [sys.executable, *command], cwd=folder, env=environment, capture_output=True, text=True, check=False
+        with self._lock:
+            if self.ended:
+                return "ended before it began"
+            one = subprocess.Popen(
+                [sys.executable, *words],
+                cwd=folder,
+                env=environment,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+                # Ctrl-C comes by `end` alone, once.
+                start_new_session=True,
             )
-            if done.returncode:
-                return {**told, "error": complaint(done.stderr or done.stdout)}
-        return {**told, **json.loads(out.read_text())}
+            self._running.add(one)
+        printed, errors = one.communicate()
+        with self._lock:
+            self._running.remove(one)
+        return complaint(errors or printed) or f"exit code {one.returncode}" if one.returncode else None
+
+    def end(self, *_: object) -> None:
+        """Tells all to save and end; none begins after."""
+        with self._lock:
+            self.ended = True
+            for one in self._running:
+                one.terminate()
+
+
+def trained(
+    case: Case, folder: Path, options: list[str], how: list[str], gpu: int | None, processes: Processes
+) -> dict[str, Any] | None:
+    """Trains and measures one case, in processes of its own; None if they were ended before."""
+    told = {"name": case.name, "schedule": case.schedule, "seed": case.seed}
+    out, fitted = folder / "row.json", folder / "fitted"
+    seconds = {}
+    words = ["-m", "lg", "fit", f"--config={HERE / 'measured_schedule.yaml'}", f"--model.schedule={case.schedule}"]
+    words += [*case.patterns, f"--seed_everything={case.seed}", f"--data.seed={case.seed}", *options]
+    if any(folder.rglob("*.ckpt")):
+        words.append("--ckpt_path=last")
+    for step, command in (("fit", words), ("measure", [__file__, str(out), "--measure", str(folder), *how])):
+        if step == "fit" and fitted.exists():
+            continue
+        began = time.perf_counter()
+        failure = processes.run(command, folder, gpu)
+        if processes.ended and failure:
+            return None
+        if failure:
+            return {**told, "error": failure}
+        seconds[step] = round(time.perf_counter() - began, 1)
+        fitted.touch()
+    return {**told, **json.loads(out.read_text()), "seconds": seconds}
 
 
 def measure(out: Path, folder: Path, toy: bool, questions: Path | None) -> None:
@@ -167,6 +213,9 @@ def main() -> None:
     command.add_argument("--only", help="cases whose names begin so")
     command.add_argument("--ruler", type=Path, help="a folder of questions, by ruler.py")
     command.add_argument("--together", type=int, default=1, help="trainings on a GPU at a time")
+    command.add_argument(
+        "--runs", type=Path, default=Path("logs/measured_schedule"), help="trainings until they are measured"
+    )
     command.add_argument("--minutes", type=float, default=9.0, help="nothing is begun after so long")
     command.add_argument("--toy", action="store_true", help="short rows and one step, to see that it works")
     command.add_argument("--measure", type=Path, help="no use by hand")
@@ -189,15 +238,24 @@ def main() -> None:
             done.add((case.schedule, case.seed))
             waiting.put(case)
     device = f"{gpus} x {torch.cuda.get_device_name()}" if gpus else processor()
-    writing = threading.Lock()
+    writing, processes = threading.Lock(), Processes()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, processes.end)
 
     def work(gpu: int | None) -> None:
-        while time.perf_counter() - begun < 60 * args.minutes:
+        while time.perf_counter() - begun < 60 * args.minutes and not processes.ended:
             try:
                 case = waiting.get_nowait()
             except queue.Empty:
                 return
-            row = trained(case, args.models, options, how, gpu)
+            folder = args.runs / re.sub("[^a-z0-9]+", "_", f"{case.name} {case.seed}")
+            folder.mkdir(parents=True, exist_ok=True)
+            if not (folder / "models").exists():
+                (folder / "models").symlink_to(args.models.resolve())
+            row = trained(case, folder.resolve(), options, how, gpu, processes)
+            if row is None:
+                return
+            shutil.rmtree(folder)
             with writing:
                 rows.append(row)
                 print(f"{time.perf_counter() - begun:4.0f} s  {json.dumps(row)}", flush=True)
