@@ -115,6 +115,36 @@ def outcomes(rows: Sequence[_Row], table: Callable[[list[str], list[list[str]]],
     return table([*head, *tasks], lines)
 
 
+def proposals(scores: _Scores, table: Callable[[list[str], list[list[str]]], str]) -> str:
+    """A line a measure: the sets that it proposes, before any training."""
+    sizes = (1, 2, 3, 4, 6, 8)
+
+    def told(sets: Sequence[Sequence[int] | None], size: int) -> str:
+        one = sets[size - 1] if size <= len(sets) else None
+        return ", ".join(map(str, one)) if one else "not asked for"
+
+    lines = [
+        [name, f"{measure['seconds']:.0f} s", *(told(measure["sets"], size) for size in sizes)]
+        for name, measure in scores["measures"].items()
+    ]
+    made, settings = scores["made"], scores["settings"]
+    versions = ", ".join(f"{name} {made[name]}" for name in ("torch", "triton", "python"))
+    return (
+        f"SmolLM2 135M as it was pretrained, {scores['num_layers']} layers, read {settings['length']:,} tokens long, "
+        f"against {scores['local']}:\nthe layers that each measure would keep full.\n\n"
+        + table(["", "took", *(f"{size} full" for size in sizes)], lines)
+        + f"\n{made['device']}; {versions}; {made['date']}; `lg probe`, `benchmarks/results/probe.json`.\n"
+    )
+
+
+def layers_picture(scores: _Scores, path: Path) -> None:
+    """What `lg probe` draws, in few colours."""
+    from lg.cli.probe_plot import plot
+
+    title = f"SmolLM2 135M, {scores['settings']['length']:,} tokens, {scores['local']}"
+    plot(scores["measures"], title).quantize(64).save(path, optimize=True)
+
+
 def page(results: Mapping[str, Any], table: Callable[[list[str], list[list[str]]], str], source: str) -> str:
     """What the docs say of it."""
     rows, scores = results["measured_schedule"]["rows"], results["probe"]

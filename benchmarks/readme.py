@@ -12,6 +12,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import frontier
+
 HERE = Path(__file__).parent
 README, DOCS = HERE.parent / "README.md", HERE.parent / "docs"
 BEGIN, END = "<!-- measured: benchmarks/readme.py -->\n", "<!-- end of measured -->\n"
@@ -275,6 +277,7 @@ PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
         (kernels(results["attention"]), "In another run, beside flash-attn-4. " + kernels(results["attention_flash"]))
     ),
     "inference.md": lambda results: all_inference(results["inference"]),
+    "measured.md": lambda results: frontier.proposals(results["probe"], table),
     "pretrained.md": lambda results: round_trips(results["round_trips"]),
     "recipes.md": lambda results: recipes(results["recipes"]),
     "serve.md": lambda results: serving(results["serve"]),
@@ -314,6 +317,7 @@ def picture() -> None:
 
 if __name__ == "__main__":
     picture()
+    frontier.layers_picture(_results()["probe"], DOCS / "images" / "probe.png")
     README.write_text(rewritten(README.read_text()))
     for page in PAGES:
         (DOCS / page).write_text(page_rewritten(page, (DOCS / page).read_text()))

@@ -66,7 +66,8 @@ def test_readme_is_short_and_its_first_command_early() -> None:
     assert README.split("make fit")[0].count("\n") < 20
 
 
-def test_measured_tables_are_those_of_the_result_files() -> None:
+def test_measured_tables_are_those_of_the_result_files(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
     spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme.py")
     assert spec and spec.loader
     tables = importlib.util.module_from_spec(spec)

@@ -39,7 +39,7 @@ options, with what they are on a GPU and on a CPU:
   --sinks N          4: the first ones
   --texts N          8: pieces of documents that are read
   --questions N      8: about needles, each read twice
-  --layers N         6, or --full_layers if that is more: full layers up to which greedy goes
+  --layers N         8, or --full_layers if that is more: full layers up to which greedy goes
   --candidates N     8: layers that greedy tries
   --steps N          300: of learning the gates
   --sets N           8: sets that are trained at first

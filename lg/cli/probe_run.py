@@ -163,7 +163,7 @@ def _counts(options: Namespace, num_layers: int, num_kv_heads: int) -> dict[str,
         ValueError: if one is none, or more is asked for than the model has.
     """
     layers_told, full_told = bool(options.layers), bool(options.full_layers)
-    options.layers = options.layers or str(min(6, num_layers))
+    options.layers = options.layers or str(min(8, num_layers))
     options.full_layers = options.full_layers or str(min(4, num_layers))
     options.full_heads = options.full_heads or "1"
     most = {"layers": num_layers, "full_layers": num_layers, "full_heads": num_layers * num_kv_heads}
