@@ -148,7 +148,7 @@ def _written(
     # What the tokenizer does not say is as the model had it, unless that was of another tokenizer.
     if all(begun.get(key, mark) == mark for key, mark in marks.items()):
         marks = {**begun, **marks}
-    weights = _in_type(module.plain_weights, dtype)
+    weights = _in_type(module.plain_weights, dtype, _kinds(checkpoint))
     line.show(f"writing {folder.name}: it is found under its name when it is whole")
     save(folder, weights, config, sees, positions, files=files, marks=marks)
     if (folder / FILE).exists():
@@ -181,10 +181,22 @@ def _tokenizer(checkpoint: Path, given: Found | None, vocab_size: int) -> tuple[
     return None, f"without a tokenizer: that of {found.whence} {ids}; --tokenizer names another"
 
 
-def _in_type(weights: dict[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
+def _kinds(checkpoint: Path) -> dict[str, torch.dtype]:
+    """What a checkpoint keeps its weights in, by the decoder's own names: a model is read in float32 in any case."""
+    from lg.models.checkpoint import content
+
+    return {
+        name.removeprefix("decoder."): tensor.dtype for name, tensor in content(str(checkpoint))["state_dict"].items()
+    }
+
+
+def _in_type(weights: dict[str, Tensor], dtype: str | None, kinds: Mapping[str, torch.dtype]) -> dict[str, Tensor]:
     import torch
 
-    return weights if dtype is None else {name: one.to(getattr(torch, dtype)) for name, one in weights.items()}
+    return {
+        name: one.to(kinds.get(name, one.dtype) if dtype is None else getattr(torch, dtype))
+        for name, one in weights.items()
+    }
 
 
 def _adapter_written(
@@ -192,12 +204,11 @@ def _adapter_written(
 ) -> list[str]:
     """Writes the folder; what is to be said of the model that it is for."""
     from lg.models.adapters import LoRA
-    from lg.models.checkpoint import content
     from lg.models.pretrained.adapter import save_adapter
 
     line.show(f"reading {checkpoint.name}")
     module = _opened(checkpoint)
-    kinds = {name: tensor.dtype for name, tensor in content(str(checkpoint))["state_dict"].items()}
+    kinds = _kinds(checkpoint)
     if not isinstance(module.adapter, LoRA):
         raise ValueError(f"--adapter: {str(checkpoint)!r} was trained without LoRA (model.init_args.adapter)")
     # Here a ~ is understood, by peft it is not.
@@ -205,7 +216,7 @@ def _adapter_written(
     line.show("comparing with the model that it is for")
     told = list(_held_to_base(module, kinds, base))
     line.show(f"writing {folder.name}: it is found under its name when it is whole")
-    save_adapter(folder, _in_type(module.model.state_dict(), dtype), module.decoder_config, module.adapter, base)
+    save_adapter(folder, _in_type(module.model.state_dict(), dtype, kinds), module.decoder_config, module.adapter, base)
     return told
 
 
@@ -281,8 +292,7 @@ def _check_weights(module: HybridLM, kinds: Mapping[str, torch.dtype], found: Pr
                 f"--base: {base!r} is not allowed, since its {name} is {list(other.shape)} and that of the checkpoint "
                 f"{list(mine.shape)}: {needed}"
             )
-        # A model is read in float32, whatever it was trained in.
-        kind = kinds[f"decoder.{own}"]
+        kind = kinds[own]
         rounded = other.to(kind).to(mine.dtype)
         if not mine.requires_grad and not torch.allclose(
             mine, rounded, rtol=torch.finfo(kind).eps, atol=0, equal_nan=True

@@ -156,6 +156,8 @@ def _messages(value: object, place: str) -> list[Message]:
 def _message(value: object, number: int, place: str) -> Message:
     more = dict(value) if isinstance(value, dict) else {}
     role, content = more.pop("role", None), more.pop("content", None)
+    if content is None and any(each is not None and each not in ("", [], {}) for each in more.values()):
+        content = ""  # as OpenAI's format has it of a message that only calls tools
     if not isinstance(role, str) or not isinstance(content, str):
         raise ValueError(f"{place}: message {number} is not allowed; it must have a `role` and a `content`, both text")
     if not _ROLE.fullmatch(role):

@@ -11,6 +11,7 @@ import pytest
 import tokenizers
 import torch
 import yaml
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, dynamic_module_utils
 
 from lg.attention import Causal, Documents, SinkWindow, Window
@@ -24,13 +25,13 @@ from lg.models.rope_scaling import Linear
 pytestmark = pytest.mark.filterwarnings("ignore:You defined a `validation_step`")
 
 
-def trained(path: Path, **patterns: Any) -> HybridLM:
+def trained(path: Path, precision: Any = "32-true", **patterns: Any) -> HybridLM:
     torch.manual_seed(0)
     schedule = "local, 4*full, local" if patterns else "6*full"
     module = HybridLM({"full": Causal(), **patterns}, schedule, attention="dense")
     trainer = pl.Trainer(
         max_steps=1, accelerator="cpu", logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, limit_val_batches=0,
+        enable_model_summary=False, limit_val_batches=0, precision=precision,
     )  # fmt: skip
     trainer.fit(module, RandomTokens(64))
     trainer.save_checkpoint(path)
@@ -51,6 +52,19 @@ def test_transformers_computes_what_was_trained(tmp_path: Path, capsys: pytest.C
     with torch.no_grad():
         want = module.model.logits(tokens, Documents(50))
         torch.testing.assert_close(model(tokens).logits, want, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("precision", ["32-true", "bf16-mixed", "bf16-true"])
+def test_weights_are_of_the_type_of_the_checkpoint(precision: str, tmp_path: Path) -> None:
+    module = trained(tmp_path / "step.ckpt", precision)
+    own = "bfloat16" if precision == "bf16-true" else "float32"
+    for name, asked in ((own, []), ("float16", ["--dtype=float16"])):
+        assert main(["export", str(tmp_path / "step.ckpt"), str(tmp_path / name), "--positions=1K", *asked]) == 0
+        weights = load_file(tmp_path / name / "model.safetensors")
+        assert {weight.dtype for weight in weights.values()} == {getattr(torch, name)}
+        assert json.loads((tmp_path / name / "config.json").read_text())["dtype"] == name
+    given = load_file(tmp_path / own / "model.safetensors")["model.embed_tokens.weight"]
+    assert torch.equal(given, module.plain_weights["embedding.weight"])
 
 
 def test_positions_may_be_divided_at_the_end(tmp_path: Path) -> None:
@@ -257,6 +271,8 @@ def test_an_adapter_is_refused_for_other_weights(tmp_path: Path, capsys: pytest.
     # What was frozen is bfloat16 and the base float32; norms were trained.
     assert main([*words, f"--base={tmp_path / 'base'}"]) == 0
     assert len(capsys.readouterr().out.splitlines()) == 1
+    kept = load_file(tmp_path / "out" / "adapter_model.safetensors")
+    assert {weight.dtype for weight in kept.values()} == {torch.bfloat16}
 
 
 def test_a_base_of_another_shape_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -111,6 +111,19 @@ def test_what_own_templates_cannot_say(template: Template | None, tmp_path: Path
         list(Chat(jsonl(tmp_path, [nothing, [asked, {**answered, "note": "n"}]]), template).documents())
 
 
+def test_null_is_empty_content_of_a_message_that_has_something_else_to_say(tmp_path: Path) -> None:
+    said = conversation(0)
+    with_note, without = [[said[0], {"role": "assistant", **content, "note": "n"}] for content in ({"content": ""}, {})]
+    template = noted(tmp_path)
+    (wanted,) = Chat(jsonl(tmp_path, [with_note]), template).documents()
+    for row in (without, [said[0], {**without[1], "content": None}]):
+        assert list(Chat(jsonl(tmp_path, [row]), template).documents()) == [wanted]
+    for nothing in ({}, {"note": None}, {"note": []}):
+        row = [said[0], {"role": "assistant", "content": None, **nothing}]
+        with pytest.raises(ValueError, match="message 1 is not allowed; it must have a `role` and a `content`"):
+            list(Chat(jsonl(tmp_path, [row]), template).documents())
+
+
 @pytest.mark.parametrize("name", ["tools", "documents"])
 @pytest.mark.parametrize("kind", ["Jsonl", "Parquet", "HuggingFace"])
 def test_what_stands_beside_the_messages(kind: str, name: str, tmp_path: Path) -> None:
