@@ -46,15 +46,16 @@ def run(args: list[str]) -> None:
     for option, (default, what) in _OPTIONS.items():
         parser.add_argument(f"--{option}", type=str, default=default, help=what)
     model, options, unread = read_model(parser, args[1:], list(_OPTIONS))
+    name = options.device.upper()
     on, file = device(options.device), file_for(options.json, "json", ".json")
     how = training(unread, options.devices, options.context, options.precision)
     rows, row_length = (1, tokens_in(options.length, "length")) if options.length else _rows(unread)
     planned = _planned(model, how, rows, row_length, on)
     choices = planned.choices(model.memory.tile)
     best = taken(choices)
-    print(table(model, planned, choices, best, options.device))
+    print(table(model, planned, choices, best, name))
     if file:
-        text = json.dumps(_plain(planned, choices, best, options.device), indent=2)
+        text = json.dumps(_plain(planned, choices, best, name), indent=2)
         write(file, f"{text}\n".encode(), "json")
         print(f"\nwritten  {file}")
 

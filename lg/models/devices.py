@@ -54,14 +54,14 @@ DEVICES: Mapping[str, Device] = {
 
 
 def device(name: str) -> Device:
-    """A device by lg's name for it.
+    """A device by lg's name for it, in letters of either case.
 
     Raises:
         ValueError: if it is not known.
     """
-    if name not in DEVICES:
+    if name.upper() not in DEVICES:
         raise ValueError(f"device: {name!r} is not known; allowed: {', '.join(DEVICES)}")
-    return DEVICES[name]
+    return DEVICES[name.upper()]
 
 
 def of_kind(full_name: str) -> Device | None:

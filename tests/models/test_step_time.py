@@ -79,5 +79,6 @@ def test_the_total_is_the_sum() -> None:
 
 
 def test_an_unknown_device_is_refused() -> None:
+    assert device("h200") is DEVICES["H200"]
     with pytest.raises(ValueError, match="device: 'V100' is not known; allowed: H100, H200, A100"):
         device("V100")
