@@ -271,13 +271,20 @@ def serving(result: dict[str, Any]) -> str:
     )
 
 
+def schedules(results: dict[str, Any]) -> str:
+    """What `lg probe` proposes, and what that is worth once trained."""
+    told = frontier.proposals(results["probe"], table)
+    trained = results.get("measured_schedule")
+    return f"{told}\n{frontier.page(results, table, source(trained))}" if trained else told
+
+
 PAGES: dict[str, Callable[[dict[str, Any]], str]] = {
     "adapters.md": lambda results: groups(results["longlora"]),
     "kernels.md": lambda results: "\n".join(
         (kernels(results["attention"]), "In another run, beside flash-attn-4. " + kernels(results["attention_flash"]))
     ),
     "inference.md": lambda results: all_inference(results["inference"]),
-    "measured.md": lambda results: frontier.proposals(results["probe"], table),
+    "measured.md": lambda results: schedules(results),
     "pretrained.md": lambda results: round_trips(results["round_trips"]),
     "recipes.md": lambda results: recipes(results["recipes"]),
     "serve.md": lambda results: serving(results["serve"]),
@@ -318,6 +325,8 @@ def picture() -> None:
 if __name__ == "__main__":
     picture()
     frontier.layers_picture(_results()["probe"], DOCS / "images" / "probe.png")
+    if "measured_schedule" in _results():
+        frontier.picture(_results()["measured_schedule"], DOCS / "images" / "frontier.png")
     README.write_text(rewritten(README.read_text()))
     for page in PAGES:
         (DOCS / page).write_text(page_rewritten(page, (DOCS / page).read_text()))
